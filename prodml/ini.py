@@ -52,15 +52,15 @@ class _Source:
 
     def where(self, section: str, key: str = "") -> str:
         """`settings.ini, line 12`: of the key, else of its section's head."""
-        inside, found = False, 0
+        inside, head = False, 0
         for number, line in enumerate(self.text.splitlines(), 1):
             bare = line.strip()
             if bare.startswith("["):
                 inside = bare.startswith(f"[{section}]")
-                found = number if inside and not key else found
+                head = number if inside else head
             elif inside and key and bare.replace(":", "=").partition("=")[0].strip().lower() == key:
                 return f"{self.path}, line {number}"
-        return f"{self.path}, line {found}" if found else self.path
+        return f"{self.path}, line {head}" if head else self.path
 
 
 def _read_section(source: _Source, section: str, items: Mapping[str, str], kind: type) -> Any:
@@ -154,7 +154,7 @@ def parse_settings(text: str, path: str | Path = "settings.ini") -> Settings:
     Raises `Mistake` for an unknown section or key, a bad value, or a combination that cannot be.
     """
     path, source = Path(path), _Source(str(path), text)
-    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(" ;", " #"))
+    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(";", "#"))
     try:
         parser.read_string(text, str(path))
     except configparser.Error as error:
@@ -175,7 +175,7 @@ def parse_settings(text: str, path: str | Path = "settings.ini") -> Settings:
             raise Mistake(f"{source.where(name)}: no section [{name}]." + close_match(name, known))
     found["limits"] |= limits
     parts: dict[str, Any] = {name: kind(**found[name]) for name, kind in SECTIONS.items()}
-    settings = Settings(**parts, waivers=tuple(waivers), root=path.parent)
+    settings = Settings(**parts, waivers=tuple(waivers), root=path.parent, text=text)
     _check(settings, source.where)
     return settings
 

@@ -162,6 +162,7 @@ class Settings:
     serve: Serve = Serve()
     waivers: tuple[Waiver, ...] = ()
     root: Path = Path(".")
+    text: str = field(default="", repr=False)  # the file as it was written
 
     def resolve(self, path: str | Path) -> Path:
         """`path`, relative to the folder of the settings file."""

@@ -1,0 +1,79 @@
+"""settings.ini: every slip is told with its line and what would be right."""
+
+import pytest
+from conftest import ROOT
+
+from prodml.ini import parse_settings, read_settings
+from prodml.settings import Mistake
+
+GOOD = """[project]
+name = churn
+[data]
+source = customers.csv
+target = left
+[model]
+trials = 3
+[correctness]
+min_roc_auc = 0.75
+[waiver.fairness]
+reason = pilot with two branches only
+by = A. Person
+until = 2027-01-31
+"""
+
+SLIPS = {
+    "unknown section": ("[model]", "[modle]", ["line 6", "'model'"]),
+    "unknown key": ("trials", "trails", ["line 7", "'trials'"]),
+    "unknown limit": ("min_roc_auc", "min_roc_auk", ["line 9", "min_roc_auc"]),
+    "limit on the wrong side": ("min_roc_auc", "max_roc_auc", ["line 9", "min_roc_auc"]),
+    "not a whole number": ("trials = 3", "trials = 3.5", ["line 7", "whole number"]),
+    "not a number": ("= 0.75", "= high", ["line 9", "not a number"]),
+    "not finite": ("= 0.75", "= nan", ["line 9", "not a number"]),
+    "no trials": ("trials = 3", "trials = 0", ["line 7", "at least one"]),
+    "bad date": ("2027-01-31", "31.1.2027", ["line 13", "a date such as"]),
+    "waiver without a name": ("by = A. Person\n", "", ["line 10", "by"]),
+    "waiver of no gate": ("waiver.fairness", "waiver.beauty", ["line 10", "no gate"]),
+    "no target": ("target = left\n", "", ["line 3", "target"]),
+    "key given twice": ("trials = 3", "trials = 3\ntrials = 4", ["trials", "already exists"]),
+    "no section": ("[project]\n", "", ["no section headers"]),
+    "not key = value": ("trials = 3", "trials", ["key = value"]),
+    "query without a database": ("target = left", "target = left\nquery = select 1", ["query"]),
+}
+
+
+def test_a_good_file_is_read():
+    settings = parse_settings(GOOD)
+    assert settings.waivers[0].by == "A. Person" and settings.model.trials == 3
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_every_slip_is_told(slip):
+    right, wrong, words = SLIPS[slip]
+    assert right in GOOD
+    with pytest.raises(Mistake) as told:
+        parse_settings(GOOD.replace(right, wrong))
+    assert all(word in str(told.value) for word in ["settings.ini", *words]), told.value
+
+
+def test_a_comment_after_one_space_is_a_comment():
+    assert parse_settings(GOOD.replace("trials = 3", "trials = 3 ; few")).model.trials == 3
+
+
+def test_no_file_says_how_to_make_one(tmp_path):
+    with pytest.raises(Mistake, match="prodml new"):
+        read_settings(tmp_path / "settings.ini")
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    (tmp_path / "settings.ini").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(Mistake, match="not UTF-8"):
+        read_settings(tmp_path)
+
+
+def test_paths_are_relative_to_the_file(tmp_path):
+    (tmp_path / "settings.ini").write_text(GOOD)
+    assert read_settings(tmp_path).folder == tmp_path / ".prodml"
+
+
+def test_the_demo_settings_are_valid():
+    assert read_settings(ROOT).data.source == "demo"
