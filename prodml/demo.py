@@ -28,13 +28,17 @@ def applicants(month: int, rows: int, seed: int, shifted: bool) -> pd.DataFrame:
     mix = [0.30, 0.25, 0.15, 0.30] if shifted else [0.45, 0.30, 0.20, 0.05]
     channel = draw.choice(CHANNELS, rows, p=mix)
     day = pd.to_timedelta(draw.integers(0, 28, rows), unit="D")
+    log_income = 10.3 + 0.16 * (group == "A") + 0.004 * (age - 40) + draw.normal(0, 0.45, rows)
+    log_income += 0.03 * np.sin(2 * np.pi * month / 12) - 0.30 * shifted * (channel == "app")
+    debt = draw.beta(2.2, 4.5, rows) + 0.02 * (group == "B") + 0.06 * shifted
     columns = {
         "application_id": [f"SYN-{month:03d}-{row:05d}" for row in range(rows)],
         "applied_on": START + pd.DateOffset(months=month) + day,
         "age": age.astype(int),
         "sex": draw.choice(["F", "M"], rows),
         "group": group,
-        **_money(draw, month, age, group, channel, shifted),
+        "income": np.exp(log_income).round(),
+        "debt_ratio": debt.round(3),
         "history_years": np.clip(draw.gamma(3, 2.6, rows) * age / 45, 0, 45).round(1),
         "inquiries": draw.poisson(1.1 + 1.2 * (channel == "broker")),
         "channel": channel,
@@ -43,21 +47,6 @@ def applicants(month: int, rows: int, seed: int, shifted: bool) -> pd.DataFrame:
         "area": _area(draw, group),
     }
     return pd.DataFrame(columns)
-
-
-def _money(
-    draw: np.random.Generator,
-    month: int,
-    age: np.ndarray,
-    group: np.ndarray,
-    channel: np.ndarray,
-    shifted: bool,
-) -> dict[str, np.ndarray]:
-    log_income = 10.3 + 0.16 * (group == "A") + 0.004 * (age - 40)
-    log_income += 0.03 * np.sin(2 * np.pi * month / 12) - 0.30 * shifted * (channel == "app")
-    income = np.exp(log_income + draw.normal(0, 0.45, len(age))).round()
-    debt = draw.beta(2.2, 4.5, len(age)) + 0.02 * (group == "B") + 0.06 * shifted
-    return {"income": income, "debt_ratio": debt.round(3)}
 
 
 def _area(draw: np.random.Generator, group: np.ndarray) -> list[str]:
@@ -89,10 +78,10 @@ def stream(
     label_bias: float = 0.0,
     missing: float = 0.06,
 ) -> pd.DataFrame:
-    """The SYNTHETIC applications of `months`, `rows` in each, with `default` (yes or no) and the truth.
+    """The SYNTHETIC applications of `months`, `rows` in each, with `default` (yes or no) and truth.
 
-    `onsets` maps an event to its first month; one left out never happens. `label_bias` is the share of
-    group B's good outcomes recorded as defaults, `missing` the share of incomes lost off the web.
+    `onsets` maps an event to its first month; one left out never happens. `label_bias` is the
+    share of group B's good outcomes recorded as defaults, `missing` that of lost incomes.
     """
     made = [_month(month, seed, rows, onsets, label_bias, missing) for month in months]
     return pd.concat(made, ignore_index=True)
