@@ -41,12 +41,11 @@ def defaults(notebook: Mapping[str, Any], name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
         for node in ast.parse(text_of(cells[0])).body:
-            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", 0)]
-            (target,) = targets
-            assert isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign)
-            assert node.value is not None
-            found[target.id] = ast.literal_eval(node.value)
-    except (SyntaxError, ValueError, AssertionError) as error:
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+                raise ValueError("not an assignment")
+            (target,) = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found[ast.unparse(target)] = ast.literal_eval(node.value)
+    except (SyntaxError, ValueError) as error:
         right = "one `name = literal` a line"
         raise Mistake(f"the parameters cell of {name} holds more than {right}") from error
     return found
@@ -126,7 +125,7 @@ def read_verdict(notebook: Mapping[str, Any], gate: str, run_id: str) -> GateRes
 
 # %% ../../nbs/report/60_outcome.ipynb #865ab0ff
 def outcome(notebook: Mapping[str, Any] | None, gate: str, run_id: str, error: str = "") -> Outcome:
-    """What the executed `notebook` proves of `gate`; `error` is what stopped the run, if anything did.
+    """What the executed `notebook` proves of `gate`; `error` is what stopped the run, if any.
 
     Never raises: all that is not a whole run with one verdict of its own is an `error`.
     """
@@ -138,10 +137,8 @@ def outcome(notebook: Mapping[str, Any] | None, gate: str, run_id: str, error: s
         return Outcome("error", error or str(reason))
     states = [_state(cell) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     whole = not error and all(state == "completed" for state in states)
-    failed = error.startswith("GateFailed") and states == ["completed"] * (len(states) - 1) + [
-        "GateFailed"
-    ]
-    if failed and result.verdict is Verdict.FAIL and tagged(notebook, "verdict"):
+    planned = states == ["completed"] * (len(states) - 1) + ["GateFailed"]
+    if planned and result.verdict is Verdict.FAIL and error.startswith("GateFailed"):
         return Outcome("fail", "", result)
     if not whole:
         return Outcome("error", error or "not every cell of the notebook ran", result)
@@ -151,4 +148,5 @@ def outcome(notebook: Mapping[str, Any] | None, gate: str, run_id: str, error: s
 def _state(cell: Mapping[str, Any]) -> str:
     """What papermill says of a cell, or the name of the error that the cell shows."""
     errors = [o["ename"] for o in cell.get("outputs", []) if o["output_type"] == "error"]
-    return errors[0] if errors else cell["metadata"].get("papermill", {}).get("status", "unknown")
+    status = cell["metadata"].get("papermill", {}).get("status", "unknown")
+    return str(errors[0] if errors else status)
