@@ -21,6 +21,7 @@ from sklearn.base import clone, is_classifier
 from sklearn.compose import ColumnTransformer
 from sklearn.model_selection import ParameterSampler
 from sklearn.pipeline import Pipeline
+from sklearn.utils import get_tags
 
 from .contract import Contract
 from .model import seeded
@@ -168,8 +169,10 @@ def factory_recipe(
             f"{what} gives no probabilities (predict_proba), which the task "
             f"{contract.task} needs; sklearn.calibration.CalibratedClassifierCV can add them"
         )
-    whole = isinstance(estimator, Pipeline)
-    return Recipe("factory", None if whole else preparation(contract, linear=False), estimator)
+    if isinstance(estimator, Pipeline):
+        return Recipe("factory", None, estimator)
+    gaps = get_tags(estimator).input_tags.allow_nan
+    return Recipe("factory", preparation(contract, linear=not gaps), estimator)
 
 
 def recipes_for(

@@ -103,7 +103,7 @@ def _parse_csv(content: bytes, markers: set[str]) -> pd.DataFrame:
         header = next(row for row in csv.reader(lines) if row)
         check_names(header)
         if len(header) == 1 and (found := re.search(r"[;\t|]", header[0])):
-            raise Mistake(f"one column only: {found[0]!r} is between the fields, not a comma.")
+            raise Mistake(f"one column only: {found[0]!r} separates its fields. Use commas.")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             frame = pd.read_csv(io.BytesIO(content), encoding="utf-8-sig", **AS_TEXT)
@@ -132,9 +132,7 @@ def _parse_parquet(content: bytes) -> pd.DataFrame:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
-        check_names(file.schema_arrow.names)
-        frame = file.read().to_pandas()
+        frame = pyarrow.parquet.ParquetFile(io.BytesIO(content)).read().to_pandas()
     except (pyarrow.ArrowException, OSError):
         raise Mistake("the Parquet file is cut short or damaged. Copy it again.") from None
     return frame.reset_index([name for name in frame.index.names if name is not None])

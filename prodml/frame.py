@@ -89,7 +89,8 @@ def learn_column(name: str, values: pd.Series, role: str) -> Column:
         return Column(
             name, "category", ignored, nullable, levels=levels, note="the same in every row"
         )
-    return Column(name, "category", role, nullable, levels=levels, fill=str(counts.index[0]))
+    fill = str(counts.index[0]) if levels else None
+    return Column(name, "category", role, nullable, levels=levels, fill=fill)
 
 
 def _learn_number(name: str, kept: pd.Series, role: str, nullable: bool) -> Column:

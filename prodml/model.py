@@ -102,7 +102,7 @@ def check_types(content: bytes, trusted: Sequence[str] = ()) -> list[str]:
         )
     return allowed
 
-
+# %% ../nbs/08_model.ipynb #4b69f602
 def dump_estimator(estimator: Any, trusted: Sequence[str] = ()) -> bytes:
     """The estimator as a skops file. Raises `Mistake` for one that could not be loaded again."""
     import skops.io

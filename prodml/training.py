@@ -198,7 +198,7 @@ def train_candidates(
     spent = time.perf_counter() - started
     return Training(table[0], tuple(table), untried, tried < len(turns), spent)
 
-
+# %% ../nbs/19_training.ipynb #18a5df59
 def _turns(recipes: list[Recipe], trials: int, seed: int) -> list[tuple[Recipe, dict[str, Any]]]:
     plans = [(recipe, recipe.plan(trials, seed)) for recipe in recipes]
     return [(recipe, plan[i]) for i in range(trials) for recipe, plan in plans if i < len(plan)]

@@ -69,7 +69,7 @@ def difference(counts: np.ndarray, measure: str) -> np.ndarray:
     """The largest difference of the rate between two groups, for the same shapes of counts."""
     if measure.startswith("equalized"):
         both = [difference(counts, name) for name in ("true_positive", "false_positive")]
-        return np.maximum(*both)
+        return np.asarray(np.maximum(*both))
     found = group_rates(counts, measure)
     return np.asarray(found.max(-1) - found.min(-1))
 

@@ -44,7 +44,7 @@ def churn(
 ) -> np.ndarray:
     """How much each row's answer changed: 0 or 1 for decisions, a share of `scale` for numbers."""
     if task == "regression":
-        return np.abs(first - second) / scale
+        return np.asarray(np.abs(first - second) / scale)
     moved = decide(task, first, threshold) != decide(task, second, threshold)
     return np.asarray(moved, dtype=float)
 
@@ -80,7 +80,7 @@ def noisy(features: pd.DataFrame, share: float = 0.1, seed: int = 0) -> pd.DataF
     """`features` with normal noise of `share` standard deviations on each number but flags."""
     r = np.random.default_rng(seed)
     found = features.copy()
-    for name in features.columns[features.dtypes != object]:
+    for name in features.select_dtypes("number"):
         values = features[name].to_numpy()
         if len(np.unique(values[~np.isnan(values)])) > 2:
             noise = r.normal(0, share * float(np.nanstd(values)), len(values))

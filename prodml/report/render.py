@@ -51,9 +51,9 @@ def figure(fig: Any, alt: str, caption: str = "", largest: int = 200_000) -> Fig
 
 # %% ../../nbs/report/62_render.ipynb #57cf4d3b
 TAGS = frozenset(
-    """a abbr b blockquote br caption code col colgroup dd details div dl dt em figcaption figure h1 h2
-    h3 h4 h5 h6 hr i img li ol p pre s small span strong sub summary sup table tbody td tfoot th
-    thead tr u ul""".split()
+    """a abbr b blockquote br caption code col colgroup dd details div dl dt em figcaption figure
+    h1 h2 h3 h4 h5 h6 hr i img li ol p pre s small span strong sub summary sup table tbody td tfoot
+    th thead tr u ul""".split()
 )
 ATTRIBUTES = frozenset("alt title class colspan rowspan scope width height open".split())
 STYLES = frozenset(

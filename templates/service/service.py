@@ -1,31 +1,35 @@
-"""The service of $name, release $release, made by `prodml build`. Read it, change it: it is yours.
+"""The service made by `prodml build`. Read it, change it: it is yours. To run it: `bentoml serve`.
 
-    bentoml serve service:Service
-
-It starts only while the release's evidence stands: signed by the key below, unchanged, fresh, passed.
+It starts only while the evidence of its release stands: unchanged, fresh, passed, and signed by a
+key that `service.json` trusts.
 """
 
+import json
+import sys
 from pathlib import Path
 
 import bentoml
 
-from prodml.serve.app import create_app
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # the copy of prodml beside this file goes first
 
-RELEASE = Path(__file__).parent / "$release"
-TRUSTED = [
-    """$trusted""",
-]
+from prodml.serve.app import create_app  # noqa: E402
+from prodml.settings import Mistake  # noqa: E402
 
-app = create_app(RELEASE, TRUSTED, max_age_days=$max_age_days, max_rows=$max_rows)
+told = json.loads((HERE / "service.json").read_text(encoding="utf-8"))
+try:
+    app = create_app(HERE / "release" / told["release"], **told["checks"])
+except Mistake as mistake:
+    sys.exit(f"Not served. {mistake}")
 
 
 @bentoml.service(
-    name="$name",
+    name=told["name"],
     workers=1,
-    metrics={"enabled": False},
+    metrics={"enabled": False},  # these three cost more than the model itself
     logging={"access": {"enabled": False}},
-    tracing={"excluded_urls": ["/predict"]},
+    tracing={"excluded_urls": [".*"]},
 )
-@bentoml.asgi_app(app, path="/")
+@bentoml.asgi_app(app)
 class Service:
-    """Answers /predict with the contract enforced."""
+    """Answers `POST /predict`; `GET /metadata` says how to ask."""
