@@ -206,8 +206,10 @@ def tail_rows(target: np.ndarray, task: str) -> np.ndarray:
 
 def grow(recipe: Recipe, params: Mapping[str, Any], x: Any, y: np.ndarray, tail: np.ndarray) -> Any:
     """A fitted model and, as its parameter `recipe.rounds`, the number of trees that did best."""
+    if recipe.rounds and not tail.any():
+        params = {**params, recipe.rounds: 50}  # too few rows to watch any
     model = clone(recipe.model).set_params(**params)
-    if not recipe.rounds:
+    if not recipe.rounds or not tail.any():
         return model.fit(x, y), dict(params)
     if recipe.name == "xgboost":
         model.set_params(early_stopping_rounds=20)

@@ -39,9 +39,10 @@ def metric_for(name: str, task: str) -> str:
 
 def check_parts(train: Table, validation: Table, contract: Contract) -> None:
     """Nothing. Raises `Mistake` where `train` cannot teach or `validation` cannot tell."""
-    for part, table in (("training", train), ("validation", validation)):
-        if not len(table.target):
-            raise Mistake(f"the {part} part has no row with a target and valid values")
+    for part, table, least in (("training", train, 20), ("validation", validation, 1)):
+        if (found := len(table.target)) < least:
+            rows = f"{found} rows with a target and valid values, and {least} are needed"
+            raise Mistake(f"the {part} part has {rows}")
     parts = {"training": train} | ({"validation": validation} if contract.task == "binary" else {})
     for part, table in parts.items():
         absent = set(range(len(contract.classes))) - set(np.unique(table.target).tolist())

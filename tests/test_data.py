@@ -101,8 +101,8 @@ def test_a_query_leaves_the_database_as_it_was(tmp_path):
         ("when,age,town,late\n", "no rows"),
         ("a,late,a\n1,2,3\n", "two columns are called 'a'"),
         ("a,late, a \n1,2,3\n", "two columns are called 'a'"),
-        ("age;late\n31;no\n", "';' is between the fields"),
-        ("age\tlate\n31\tno\n", "'\\t' is between the fields"),
+        ("age;late\n31;no\n", "';' separates its fields"),
+        ("age\tlate\n31\tno\n", "'\\t' separates its fields"),
         ("late\nno\nyes\n", "one column only, ['late']"),
         ("a,late\n1,2,3\n4,5,6\n", "more fields than the header"),
         ("a,late\n1,2\n4,5,6\n", "line 3"),
@@ -173,6 +173,22 @@ def test_a_password_is_never_told(tmp_path, source):
     except Mistake:
         assert "hunter2" not in traceback.format_exc().replace(source, "")
     assert shown("../folder/table.csv") == "../folder/table.csv"
+
+
+@pytest.mark.parametrize("query", ["", "select 1"])
+def test_a_driver_that_tells_the_password_is_not_quoted(monkeypatch, query):
+    """Some put the whole URL, or the password as it was meant, into their errors."""
+
+    def open_it(url, *arguments):
+        raise RuntimeError(f"cannot log in to {url} with 'hunter 2'")
+
+    monkeypatch.setattr("fsspec.open", open_it)
+    monkeypatch.setattr("sqlalchemy.create_engine", open_it)
+    url = "mysql://zoe:hunter%202@host/table?token=opensesame"
+    source = url if query else url.replace("mysql", "s3")
+    message = told(Data(source=source, query=query), Path())
+    assert "cannot log in to" in message
+    assert not any(secret in message for secret in ("hunter", "opensesame"))
 
 
 @pytest.mark.parametrize(
@@ -260,6 +276,7 @@ def test_infinite_values_stay_for_the_contract_to_refuse():
         ([b"a", None], object, ["a", None]),
         ([10**30, 1], object, [1e30, 1.0]),
         ([1 + 2j], complex, ["(1+2j)"]),
+        (["2024-06-01 02:00"], "datetime64[ns, Europe/Rome]", [pd.Timestamp("2024-06-01")]),
         ([pd.Period("2024-01")], "period[M]", ["2024-01"]),
     ],
 )

@@ -131,17 +131,20 @@ def outcome(notebook: Mapping[str, Any] | None, gate: str, run_id: str, error: s
     """
     if notebook is None:
         return Outcome("error", error or "the run left no notebook")
+    states = [_state(cell) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    stopped = [state for state in states if state != "completed"]
     try:
         result = read_verdict(notebook, gate, run_id)
     except Exception as reason:  # whatever a notebook may hold, it is not a verdict
-        return Outcome("error", error or str(reason))
-    states = [_state(cell) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    whole = not error and all(state == "completed" for state in states)
-    planned = states == ["completed"] * (len(states) - 1) + ["GateFailed"]
+        ended = f"{stopped[0]}: not every cell ran, and " if stopped else ""
+        return Outcome("error", error or f"{ended}{reason}")
+    planned = stopped == ["GateFailed"] and states[-1] == "GateFailed"
     if planned and result.verdict is Verdict.FAIL and error.startswith("GateFailed"):
         return Outcome("fail", "", result)
-    if not whole:
-        return Outcome("error", error or "not every cell of the notebook ran", result)
+    if error or stopped:
+        return Outcome(
+            "error", error or f"{stopped[0]}: not every cell of the notebook ran", result
+        )
     return Outcome(result.verdict.value, "", result)
 
 

@@ -59,9 +59,9 @@ def service_name(name: str) -> str:
 
 
 def render_service(settings: Settings, release: Path) -> Path:
-    """The folder with the service of `release`. Raises `Refused` when its evidence does not stand."""
+    """The folder `services/<release>` of the project. Raises `Refused` for want of evidence."""
     store.check_release(settings, release)
-    final = settings.folder / "services" / release.name
+    final = settings.resolve("services") / release.name
     shutil.rmtree(final, ignore_errors=True)
     with new_folder(final) as work:
         copy = shutil.copytree(release, work / "release" / release.name, symlinks=True)
@@ -102,7 +102,8 @@ def build(settings: Settings, release: Path) -> tuple[Path, str]:
     folder = render_service(settings, release)
     tag = f"{json.loads((folder / 'service.json').read_text())['name']}:{release.name}"
     _bentoml(["delete", "--yes", tag], folder)
-    made = _bentoml(["build", "--version", release.name, "--output", "tag"], folder)
+    asked = ["build", "--bentofile", str(folder / "bentofile.yaml"), "--version", release.name]
+    made = _bentoml(asked, folder)
     if made.returncode:
         said = (made.stderr or made.stdout).strip().splitlines()[-5:]
         raise Mistake(f"bentoml build failed in {folder}: " + "\n".join(said))

@@ -140,10 +140,13 @@ def load_scorer(folder: str | Path, trusted: Sequence[str] = ()) -> Scorer:
     try:
         contract = read_contract((folder / "contract.json").read_text(encoding="utf-8"))
         card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        native = card["format"] == "skops"
     except OSError as error:
         name = Path(error.filename).name
         raise Mistake(f"{folder.name} is no release: no readable {name}") from None
-    if card["format"] == "onnx":
+    except (json.JSONDecodeError, TypeError, KeyError):
+        raise Mistake(f"{folder.name} is no release: model.json says no format") from None
+    if not native:
         run = onnx_function(folder / "model.onnx", contract)
     else:
         run = skops_function(folder, contract, trusted)

@@ -1,0 +1,89 @@
+"""Small signed releases of the synthetic demo, for the tests of the server."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prodml.artifact import save_model
+from prodml.contract import Contract
+from prodml.data import read
+from prodml.frame import check_frame, learn_contract, make_table
+from prodml.model import predict
+from prodml.release.store import seal
+from prodml.settings import Data, Limits, Model, Project, Settings
+from prodml.snapshot import split
+from prodml.training import train_candidates
+from prodml.verdict import GateResult, judge
+
+PASSED = GateResult("correctness", (judge("roc_auc", 0.8, 0.78, 0.82, 0.7, "min", 4000),))
+FAILED = GateResult("correctness", (judge("roc_auc", 0.6, 0.58, 0.62, 0.7, "min", 4000),))
+
+
+@dataclass
+class Released:
+    """A release, the test part as a client sends it, and the notebook's answers to it."""
+
+    settings: Settings
+    folder: Path
+    contract: Contract
+    rows: list[dict[str, Any]]
+    answers: np.ndarray
+    threshold: float | None
+
+
+def project(root, target="default", **more):
+    """Settings of a project in `root` that learns from two months of the demo."""
+    dropped = {"true_probability", "application_id", "default"} - {target}
+    return Settings(
+        project=Project(name="credit demo"),
+        data=Data(
+            target=target, time="applied_on", until="2024-03-01", drop=tuple(sorted(dropped))
+        ),
+        limits=replace(Limits(), required=("correctness",)),
+        root=Path(root),
+        **more,
+    )
+
+
+def released(root, target="default", kind="xgboost", gate=PASSED, native=False, **more):
+    """A `Released` in `root`; `native` leaves the ONNX form out, as if there were none."""
+    settings = project(root, target, **more)
+    parts = split(read(settings.data, settings.root), settings.data, 7)
+    contract = learn_contract(parts.train, settings)
+    train, validation = make_table(contract, parts.train), make_table(contract, parts.validation)
+    asked = Model(candidates=(kind,), trials=1, seconds=20)
+    best = train_candidates(train, validation, contract, asked, 7).best
+    candidate = settings.folder / "candidates" / "one"
+    candidate.mkdir(parents=True)
+    card = save_model(candidate, best, contract, make_table(contract, parts.test).features)
+    assert card["format"] == "onnx", card["why_not_onnx"]
+    if native:
+        (candidate / "model.onnx").unlink()
+        (candidate / "model.json").write_text(json.dumps(card | {"format": "skops"}))
+    (candidate / "contract.json").write_text(contract.to_json())
+    (candidate / "data.json").write_text('{"digest": "00"}')
+    folder = seal(candidate, [], [gate], settings, "run-1")
+    features = check_frame(contract, parts.test).features
+    answers = predict(best.estimator, features, contract.task)
+    names = [column.name for column in contract.features]
+    rows = [dict(zip(names, row, strict=True)) for row in parts.test[names].itertuples(index=False)]
+    rows = [{name: plain(value) for name, value in row.items()} for row in rows]
+    return Released(settings, folder, contract, rows, answers, best.threshold)
+
+
+def plain(value):
+    """A value as JSON has it."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def told(released, predictions):
+    """The predictions of the service as the array that the notebook gives."""
+    if not released.contract.classes:
+        return np.array([one["value"] for one in predictions])
+    classes = released.contract.classes
+    return np.array([[one["probabilities"][name] for name in classes] for one in predictions])

@@ -1,0 +1,274 @@
+"""The service as it runs: BentoML's own server on loopback, from the folder and from the store."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from processes import BIN, free_port, post, server
+from released import FAILED, released, told
+
+from prodml.release.attestation import Refused
+from prodml.serve.app import App, create_app
+from prodml.serve.build import build, checks, render_service
+from prodml.serve.scorer import load_scorer
+from prodml.settings import Serve
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return released(tmp_path_factory.mktemp("small"), serve=Serve(max_rows=700))
+
+
+@pytest.fixture(scope="module")
+def built(small, tmp_path_factory):
+    """(service folder, tag, environment) of a Bento in a store of its own."""
+    home = tmp_path_factory.mktemp("bentoml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_HOME", str(home))
+        folder, tag = build(small.settings, small.folder)
+    return folder, tag, {"BENTOML_HOME": str(home)}
+
+
+def serving(target, folder, environment, log):
+    """A running `bentoml serve` of `target`, as the context manager of its URL."""
+    port = free_port()
+    command = [BIN / "bentoml", "serve", *target, "--host", "127.0.0.1", "--port", port]
+    return server(command, port, log, environment, folder)
+
+
+@pytest.fixture(scope="module")
+def url(built, tmp_path_factory):
+    """The service served by a plain `bentoml serve` in the rendered folder."""
+    folder, _, environment = built
+    with serving([], folder, environment, tmp_path_factory.mktemp("log") / "log") as found:
+        yield found
+
+
+def get(url):
+    try:
+        with urllib.request.urlopen(url, timeout=30) as reply:
+            return reply.status, reply.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_every_row_of_the_test_part_gets_the_notebooks_answer(small, url):
+    found = []
+    for start in range(0, len(small.rows), 500):
+        status, answer = post(f"{url}/predict", {"rows": small.rows[start : start + 500]})
+        assert status == 200 and answer["release"] == small.folder.name
+        found += answer["predictions"]
+    assert len(found) == len(small.answers) > 300
+    assert np.abs(told(small, found) - small.answers).max() < 1e-6
+    decided = [one["label"] == small.contract.classes[1] for one in found]
+    assert decided == (small.answers[:, 1] >= small.threshold).tolist()
+
+
+def test_the_three_forms_of_a_request_get_the_same_answer(small, url):
+    row = small.rows[0]
+    answers = [post(f"{url}/predict", body) for body in (row, [row], {"rows": [row]})]
+    assert answers[0][0] == 200 and answers[0] == answers[1] == answers[2]
+
+
+def test_what_is_unusual_is_answered_and_told(small, url):
+    row = small.rows[0] | {"job": "astronaut-secret", "age": 140, "shoe_size": 9}
+    status, answer = post(f"{url}/predict", row)
+    assert status == 200 and "secret" not in json.dumps(answer)
+    assert answer["counts"] == {"unseen_level": 1, "out_of_range": 1, "unknown_column": 1}
+    assert {(p["row"], p["column"]) for p in answer["problems"]} >= {(0, "job"), (0, "age")}
+
+
+def test_bad_requests_each_get_their_answer(small, url):
+    row, path = small.rows[0], f"{url}/predict"
+    status, answer = post(path, [row, row | {"age": "forty-secret"}, "secret", row | {"age": 1e39}])
+    assert status == 422 and "secret" not in json.dumps(answer)
+    expected = {(1, "wrong_type"), (2, "not_an_object"), (3, "not_finite")}
+    found = {(p["row"], p["code"]) for p in answer["problems"] if p["action"] == "rejected"}
+    assert found == expected
+    assert set(answer["problems"][0]) == {"row", "column", "code", "action", "message"}
+    assert post(path, b"<html>secret")[0] == 400 and post(path, b"")[0] == 400
+    assert post(path, b'{"age": NaN}')[0] == 400 and post(path, b"\xff\xfe")[0] == 400
+    assert post(path, b"[" * 200_000)[0] == 400
+    assert post(path, b'{"age": 1e400}')[0] in (400, 422)
+    assert post(path, [row] * 701)[1]["error"]["code"] == "too_many_rows"
+    assert post(path, b" " * 5_000_000)[0] == 413
+    assert get(path)[0] == 405 and get(f"{url}/etc/passwd")[0] == 404
+    assert post(path, row)[0] == 200
+
+
+def test_metadata_holds_an_example_that_is_answered(url):
+    told = json.loads(get(f"{url}/metadata")[1])
+    status, answer = post(f"{url}/predict", told["example"])
+    assert status == 200 and answer["problems"] == [] and told["classes"]
+    assert get(f"{url}/healthz")[0] == get(f"{url}/readyz")[0] == get(f"{url}/livez")[0] == 200
+
+
+def test_the_bento_in_the_store_answers_too(small, built, tmp_path):
+    _, tag, environment = built
+    assert re.fullmatch(rf"credit-demo:{small.folder.name}", tag)
+    with serving([tag], tmp_path, environment, tmp_path / "log") as url:
+        status, answer = post(f"{url}/predict", small.rows[:50])
+    assert status == 200
+    assert np.abs(told(small, answer["predictions"]) - small.answers[:50]).max() < 1e-6
+
+
+def test_the_bento_needs_nothing_but_itself(built):
+    """Its own copy of prodml is used; no heavy library, key, or index address is in it."""
+    bento = next(Path(built[2]["BENTOML_HOME"]).glob("bentos/*/*/src"))
+    code = (
+        "import service, prodml, sys; print(prodml.__file__);"
+        "print(*({'pandas', 'sklearn', 'xgboost', 'shap', 'whylogs', 'scipy'} & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=bento, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.splitlines() == [str(bento / "prodml/__init__.py"), ""]
+    texts = [p for p in bento.parent.rglob("*") if p.suffix in (".yaml", ".txt", ".json", ".in")]
+    for path in texts:
+        assert not re.search(r"PRIVATE KEY|index-url|://\S+:\S+@", path.read_text()), path
+    packages = (bento / "bentofile.yaml").read_text()
+    assert "onnxruntime==" in packages and "scikit-learn" not in packages
+
+
+def test_building_again_replaces_the_bento(small, built, monkeypatch):
+    monkeypatch.setenv("BENTOML_HOME", built[2]["BENTOML_HOME"])
+    before = {p.stat().st_ino for p in (built[0] / "service.py",)}
+    assert build(small.settings, small.folder)[1] == built[1]
+    assert {p.stat().st_ino for p in (built[0] / "service.py",)} != before
+
+
+@pytest.mark.parametrize(
+    ("file", "word"),
+    [("model.onnx", "model.onnx was edited"), ("contract.json", "contract.json was edited")],
+)
+def test_a_touched_release_does_not_start(built, tmp_path, file, word):
+    folder = shutil.copytree(built[0], tmp_path / "service")
+    path = next(folder.glob(f"release/*/{file}"))
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
+    for command in ("serve", "build"):
+        run = subprocess.run(
+            [
+                BIN / "bentoml",
+                command,
+                *(["--port", str(free_port())] if command == "serve" else []),
+            ],
+            **{"cwd": folder, "env": {**os.environ, **built[2]}, "timeout": 120},
+            **{"capture_output": True, "text": True, "start_new_session": True},
+        )
+        assert run.returncode != 0 and word in run.stderr + run.stdout, run.stderr
+        assert "Traceback" not in run.stderr
+
+
+def test_a_release_that_failed_or_aged_or_is_anothers_does_not_start(small, tmp_path):
+    bad = released(tmp_path / "bad", kind="linear", gate=FAILED)
+    with pytest.raises(Refused, match="roc_auc"):
+        render_service(bad.settings, bad.folder)
+    assert not bad.settings.resolve("services").exists() or not any(
+        bad.settings.resolve("services").iterdir()
+    )
+    asked = checks(small.settings)
+    with pytest.raises(Refused, match="stale"):
+        create_app(small.folder, **asked | {"max_age_days": -0.1})
+    with pytest.raises(Refused, match="key"):
+        create_app(small.folder, **asked | {"trusted_keys": checks(bad.settings)["trusted_keys"]})
+    with pytest.raises(Refused, match="fairness"):
+        create_app(small.folder, **asked | {"required": ["fairness"]})
+
+
+def test_a_model_without_onnx_is_served_by_scikit_learn(tmp_path, built):
+    one = released(tmp_path / "native", native=True)
+    folder = render_service(one.settings, one.folder)
+    assert "scikit-learn==" in (folder / "bentofile.yaml").read_text()
+    with serving([], folder, built[2], tmp_path / "log") as url:
+        status, answer = post(f"{url}/predict", one.rows[:100])
+    assert status == 200
+    assert np.abs(told(one, answer["predictions"]) - one.answers[:100]).max() < 1e-9
+
+
+# The application by itself, without a network.
+
+
+def asked(app, chunks, path="/predict", method="POST"):
+    """(status, answer) of the application; every `http.response` message is counted."""
+    sent = []
+
+    async def receive():
+        chunk = chunks.pop(0)
+        return {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "method": method, "headers": []}
+    asyncio.run(app(scope, receive, send))
+    assert [m["type"] for m in sent] == ["http.response.start", "http.response.body"]
+    assert dict(sent[0]["headers"])[b"content-length"] == str(len(sent[1]["body"])).encode()
+    return sent[0]["status"], msgspec.json.decode(sent[1]["body"] or b"null")
+
+
+@pytest.fixture(scope="module")
+def app(small):
+    return App(load_scorer(small.folder), max_rows=5)
+
+
+VALUE = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9)
+NAMES = ["age", "income", "debt_ratio", "job", "purpose", "applied_on", "default", "x"]
+ROW = st.dictionaries(st.sampled_from(NAMES), VALUE | st.lists(VALUE, max_size=2), max_size=6)
+quick = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@quick
+@given(body=st.binary(max_size=200) | st.recursive(VALUE, st.lists).map(json.dumps).map(str.encode))
+def test_any_bytes_get_an_answer(app, body):
+    assert asked(app, [body])[0] in (200, 400, 413, 422)
+
+
+@quick
+@given(rows=st.lists(ROW, max_size=5))
+def test_any_rows_get_one_prediction_each_or_a_reason(app, rows):
+    status, answer = asked(app, [json.dumps(rows).encode()])
+    if status == 200:
+        assert [0 <= one["probability"] <= 1 for one in answer["predictions"]] == [True] * len(rows)
+    else:
+        assert (status, bool(answer["problems"])) == (422, True) or status == 400
+
+
+def test_a_body_in_pieces_is_put_together_and_an_endless_one_cut_off(app, small):
+    body = json.dumps(small.rows[0]).encode()
+    assert asked(app, [body[i : i + 7] for i in range(0, len(body), 7)])[0] == 200
+    assert asked(app, [b" " * 1_000_000] * 5)[0] == 413
+    pieces = [b" " * 1_000_000] * 1000
+    assert asked(app, pieces)[0] == 413 and len(pieces) > 900
+
+
+def test_a_fault_of_the_model_is_an_answer_and_its_details_stay_in_the_log(small, caplog):
+    broken = App(load_scorer(small.folder))
+
+    def fail(columns):
+        raise RuntimeError("a secret in a traceback")
+
+    object.__setattr__(broken.scorer, "run", fail)
+    status, answer = asked(broken, [json.dumps(small.rows[0]).encode()])
+    assert status == 500 and "secret" not in str(answer) and "RuntimeError" in caplog.text
+
+
+def test_importing_the_server_loads_nothing_heavy():
+    heavy = {"pandas", "sklearn", "xgboost", "shap", "whylogs", "scipy", "papermill", "skops"}
+    code = f"import sys, prodml.serve.app; print(*({heavy} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
