@@ -113,7 +113,11 @@ def run(project: ProjectOption = Path("."), as_json: JsonOption = False) -> None
     with progress("run") as step:
         outcome = run_pipeline(settings, step)
     gates = {gate.gate: str(gate.verdict) for gate in outcome.gates}
-    facts = {"verdict": str(outcome.verdict), "gates": gates, "reasons": outcome.reasons}
+    facts: dict[str, Any] = {
+        "verdict": str(outcome.verdict),
+        "gates": gates,
+        "reasons": outcome.reasons,
+    }
     facts |= {"run_id": outcome.run_id, "release": outcome.release, "reports": outcome.index}
     ships = EXIT_CODES[outcome.verdict] == 0
     lines = [f"{ICONS[verdict]} {name}: {verdict}" for name, verdict in gates.items()]
@@ -162,7 +166,7 @@ def report(
     folder = Path(on) if (Path(on) / "model.json").exists() else find_release(settings, on)
     with progress("report") as step:
         runs = examine(folder, settings, new_run_id(), gates or (), step)
-    index = write_index(settings.reports)
+    index = write_index(settings.reports, settings.project.name)
     told = {one.name: one.status for one in runs}
     lines = [f"{ICONS[s]} {name}: {s}" for name, s in told.items()]
     lines += [f"    {one.name}: {one.error}" for one in runs if one.error]

@@ -164,7 +164,7 @@ def _check_numbers(column: Column, values: pd.Series) -> tuple[np.ndarray, dict[
         numbers = values.astype("Float64").to_numpy(np.float64, na_value=np.nan)
         wrong = np.zeros(len(values), bool)
     else:
-        numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64, True, np.nan)
         wrong = np.isnan(numbers) & ~missing
     if column.type == "boolean":
         wrong |= ~missing & ~np.isin(numbers, (0, 1))

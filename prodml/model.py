@@ -148,7 +148,8 @@ class Candidate:
 
     def __str__(self) -> str:
         interval = f"{number(self.score)} [{number(self.low)}, {number(self.high)}]"
-        return f"{self.name}: {self.metric} {interval} after {self.trials} trials"
+        trials = "1 trial" if self.trials == 1 else f"{self.trials} trials"
+        return f"{self.name}: {self.metric} {interval} after {trials}"
 
 # %% ../nbs/08_model.ipynb #40dbab3e
 @dataclass(frozen=True, repr=False)

@@ -20,7 +20,7 @@ from .data import read
 from .files import new_folder, template_path
 from .frame import Table, learn_contract, make_table
 from .gates.evidence import reference_profile
-from .model import predict
+from .model import Training, predict
 from .release.attestation import judge_gates
 from .release.store import seal
 from .report.index import write_index
@@ -28,7 +28,7 @@ from .report.run import Run, run_reports
 from .serve.build import pinned
 from .settings import Settings
 from .snapshot import PARTS, Parts, snapshot, split
-from .training import Training, train_candidates
+from .training import train_candidates
 from .verdict import Finding, GateResult, Verdict
 
 # %% ../nbs/80_pipeline.ipynb #cce4ac32
@@ -101,7 +101,7 @@ def examine(
     gates: Iterable[str] = (),
     progress: Progress = silent,
 ) -> list[Run]:
-    """The runs of the reports on the candidate or release in `folder`, those required by default."""
+    """The runs of the reports on a candidate or release, those required by default."""
     names = list(gates) or list(settings.limits.required)
     return run_reports(
         [template_path(f"reports/{name}.ipynb") for name in names],
@@ -164,7 +164,7 @@ def run(settings: Settings, progress: Progress = silent) -> Outcome:
     pages = [path for one in runs for path in (one.notebook, one.html) if path.exists()]
     pages += [path.with_suffix(".json") for path in pages if path.suffix == ".html"]
     release = seal(candidate, [path for path in pages if path.exists()], gates, settings, run_id)
-    index = write_index(settings.reports)
+    index = write_index(settings.reports, settings.project.name)
     required, waivers = settings.limits.required, settings.waivers
     verdict = judge_gates(gates, required, waivers, dt.datetime.now(dt.UTC).date())
     progress("done", 1.0)

@@ -21,12 +21,13 @@ from .settings import Data, Mistake, Settings
 STARTING_LIMITS: Mapping[str, Mapping[str, str]] = {
     "binary": {
         "correctness": "min_roc_auc = 0.70\nmax_calibration_error = 0.05",
-        "fairness": "max_selection_rate_difference = 0.20\nmax_true_positive_rate_difference = 0.25",
+        "fairness": "max_selection_rate_difference = 0.20\n"
+        "max_true_positive_rate_difference = 0.25",
         "stability": "max_seed_deviation = 0.02\nmax_churn = 0.10\n"
         "max_noise_drop = 0.05\nmax_missing_drop = 0.10",
     },
     "multiclass": {
-        "correctness": "min_skill = 0.05            ; better than always answering the class shares",
+        "correctness": "min_skill = 0.05         ; better than always answering the class shares",
         "fairness": "max_accuracy_difference = 0.20",
         "stability": "max_seed_deviation = 0.02\nmax_churn = 0.20\n"
         "max_noise_drop = 0.05\nmax_missing_drop = 0.10",
@@ -52,6 +53,15 @@ def data_section(data: Data) -> str:
     return "\n".join(lines)
 
 
+def _from(folder: Path, source: str) -> str:
+    """`source`, a path from the current folder, as a path from `folder`; a URL stays as it is."""
+    head = "sqlite:///" if source.startswith("sqlite:///") else ""
+    path = source.removeprefix(head)
+    if "://" in path or path == "demo" or (head and path.startswith(("/", ":"))):
+        return source
+    return head + Path(os.path.relpath(Path(path).resolve(), folder.resolve())).as_posix()
+
+
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"' if set(name) & set(',"') else name
 
@@ -59,8 +69,8 @@ def _quoted(name: str) -> str:
 def new_project(folder: str | Path, data: Data, task: str = "auto") -> Path:
     """The path of the settings file of a new project in `folder`, for the table that `data` names.
 
-    `data.source` is relative to the current folder. Raises `Mistake` when there is a settings file already, or when the
-    table cannot be read or does not have the columns.
+    `data.source` is relative to the current folder. Raises `Mistake` when there is a settings file
+    already, or when the table cannot be read or does not have the columns.
     """
     folder = Path(folder)
     path = folder / "settings.ini"
@@ -72,13 +82,12 @@ def new_project(folder: str | Path, data: Data, task: str = "auto") -> Path:
         )
     frame = read(data, Path("."))
     task = task_of(frame, Settings(data=data)) if task == "auto" else task
-    if "://" not in data.source and data.source != "demo":
-        source = Path(os.path.relpath(Path(data.source).resolve(), folder.resolve()))
-        data = replace(data, source=source.as_posix())
+    data = replace(data, source=_from(folder, data.source))
     name = folder.resolve().name
     values = {"name": name, "data": data_section(data), "task": f"task = {task}"}
+    values.update(STARTING_LIMITS[task])
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(template_path("project").iterdir()):
-        text = Template(file.read_text(encoding="utf-8")).substitute(values | STARTING_LIMITS[task])
+        text = Template(file.read_text(encoding="utf-8")).substitute(values)
         write_atomic(folder / file.name.replace("gitignore", ".gitignore"), text)
     return path

@@ -14,7 +14,7 @@ def markdown() -> str:
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.cells = [cell for cell in notebook.cells if "#| hide" not in cell.source]
     body, _ = MarkdownExporter().from_notebook_node(notebook)
-    return body.strip() + "\n"
+    return body.strip().replace("](images/", "](nbs/images/") + "\n"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ def project(root, target="default", **more):
     )
 
 
-def released(root, target="default", kind="xgboost", gate=PASSED, native=False, **more):
-    """A `Released` in `root`; `native` leaves the ONNX form out, as if there were none."""
+def released(root, target="default", kind="xgboost", **more):
+    """A `Released` in `root`, its model made by the candidate `kind`."""
     settings = project(root, target, **more)
     parts = split(read(settings.data, settings.root), settings.data, 7)
     contract = learn_contract(parts.train, settings)
@@ -61,18 +62,31 @@ def released(root, target="default", kind="xgboost", gate=PASSED, native=False, 
     candidate.mkdir(parents=True)
     card = save_model(candidate, best, contract, make_table(contract, parts.test).features)
     assert card["format"] == "onnx", card["why_not_onnx"]
-    if native:
-        (candidate / "model.onnx").unlink()
-        (candidate / "model.json").write_text(json.dumps(card | {"format": "skops"}))
     (candidate / "contract.json").write_text(contract.to_json())
     (candidate / "data.json").write_text('{"digest": "00"}')
-    folder = seal(candidate, [], [gate], settings, "run-1")
+    folder = seal(candidate, [], [PASSED], settings, "run-1")
     features = check_frame(contract, parts.test).features
     answers = predict(best.estimator, features, contract.task)
     names = [column.name for column in contract.features]
     rows = [dict(zip(names, row, strict=True)) for row in parts.test[names].itertuples(index=False)]
     rows = [{name: plain(value) for name, value in row.items()} for row in rows]
     return Released(settings, folder, contract, rows, answers, best.threshold)
+
+
+def sealed(one, root, gate, native=False):
+    """The model of `one` released again in `root`, by another key, with the result of `gate`.
+
+    `native` leaves the ONNX form out, as if there were none.
+    """
+    settings = replace(one.settings, root=Path(root))
+    candidate = Path(root) / "candidate"
+    shutil.copytree(one.settings.folder / "candidates" / "one", candidate)
+    if native:
+        (candidate / "model.onnx").unlink()
+        card = json.loads((candidate / "model.json").read_text())
+        (candidate / "model.json").write_text(json.dumps(card | {"format": "skops"}))
+    folder = seal(candidate, [], [gate], settings, "run-2")
+    return replace(one, settings=settings, folder=folder)
 
 
 def plain(value):

@@ -8,6 +8,7 @@ __all__ = ['TROUBLES', 'GRAVITY', 'Trouble', 'Reports', 'read_reports', 'gravest
 # %% ../../nbs/report/65_index.ipynb #55c904f3
 import html
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,16 +112,15 @@ def write_index(folder: str | Path, title: str = "Reports") -> Path:
         "CARDS": "\n".join(_card(trouble, latest) for trouble in troubles),
         "RUNS": _table(every),
     }
-    for name, text in parts.items():
-        page = page.replace(f"[[{name}]]", text, 1)
+    page = re.sub(r"\[\[([A-Z]+)\]\]", lambda found: parts[found[1]], page)
     return write_atomic(folder / "index.html", page)
 
 # %% ../../nbs/report/65_index.ipynb #092bd3c9
 def _banner(latest: Reports) -> str:
     """The sum of the latest run, in words, mark and colour."""
     if not latest.runs:
-        text = '<p class="word">Nothing was examined yet</p><p class="reason">Run <code>prodml run</code>.</p>'
-        return f'<div class="banner none" role="status"><span class="mark" aria-hidden="true">·</span><div>{text}</div></div>'
+        words = '<p class="word">Nothing was examined yet</p>'
+        return f'<div class="banner none" role="status"><div>{words}</div></div>'
     status = gravest(latest.runs)
     counts = {word: sum(run.status == word for run in latest.runs) for word in reversed(GRAVITY)}
     tally = "".join(
@@ -143,7 +143,8 @@ def _card(trouble: Trouble, latest: Reports) -> str:
     runs = [run for run in latest.runs if run.name in trouble.gates]
     head = f"<h3>{html.escape(trouble.name)}</h3><p>{html.escape(trouble.question)}</p>"
     if not runs:
-        return f'<li class="card none">{head}<p class="foot"><span class="pill none">not examined</span></p></li>'
+        pill = '<span class="pill none">not examined</span>'
+        return f'<li class="card none">{head}<p class="foot">{pill}</p></li>'
     foot = "".join(
         f'<p class="foot">{_link(run)}<span class="why">{_reason(run)}</span></p>' for run in runs
     )
@@ -184,4 +185,5 @@ def _table(every: list[Reports]) -> str:
         first = f'<th scope="row"><time>{when}</time><span class="slice">{name}</span></th>'
         rows.append(f"<tr>{first}{cells}</tr>")
     body = f"<thead><tr><th>Run</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<section><h2>Runs</h2><div class="wide"><table class="runs">{body}</table></div></section>'
+    table = f'<div class="wide"><table class="runs">{body}</table></div>'
+    return f"<section><h2>Runs</h2>{table}</section>"

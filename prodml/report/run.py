@@ -109,11 +109,12 @@ def run_reports(
     progress: Progress | None = None,
     note: str = "",
     warm: bool = sys.platform == "linux",
+    cell_timeout: int | None = None,
 ) -> list[Run]:
     """One `Run` for each template, in their order; files are in the folder `run_id` of `out_dir`.
 
-    `timeout` in seconds is for each whole report; `note` is shown on every page. With `warm`,
-    kernels are forked from one process that has imported the libraries.
+    `timeout` in seconds is for each whole report, `cell_timeout` for a cell; `note` is shown on
+    every page. With `warm`, kernels are forked from one process that has imported the libraries.
     Raises `Mistake` for a `run_id` that is no plain name or was used before, and equal names.
     """
     folder = Path(out_dir).absolute() / run_id
@@ -125,8 +126,9 @@ def run_reports(
     if old := [p.stem for p in paths if any(folder.glob(f"{p.stem}.*"))]:
         raise Mistake(f"the run {run_id} has a report of {', '.join(old)}. Take another run_id.")
     folder.mkdir(parents=True, exist_ok=True)
-    limits = {"timeout": float(timeout), "note": note, "warm": warm, "folder": str(folder)}
-    about = [_job(path, parameters, run_id) | limits for path in paths]
+    limits = {"timeout": float(timeout), "cell_timeout": cell_timeout, "warm": warm}
+    common = {**limits, "note": note, "folder": str(folder)}
+    about = [_job(path, parameters, run_id) | common for path in paths]
     ready = [job for job in about if not job["error"]]
     for job in about:
         if job["error"]:

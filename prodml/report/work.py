@@ -99,7 +99,7 @@ def execute(job: Mapping[str, Any], manager: Any = None) -> str:
             kernel_name="python3",
             language="python",
             progress_bar=False,
-            execution_timeout=int(job["timeout"]) + 1,
+            execution_timeout=job["cell_timeout"],
             config=ENCRYPTED,
             shutdown_kernel="immediate",
             **({"kernel_manager_class": manager} if manager else {}),

@@ -18,7 +18,8 @@ from pathlib import Path
 from string import Template
 
 from ..files import new_folder, template_path
-from ..release import attestation, store
+from ..release.attestation import trusted_keys
+from ..release.store import check_release
 from ..settings import Mistake, Settings
 
 # %% ../../nbs/serve/42_build.ipynb #f87c36ed
@@ -60,12 +61,14 @@ def service_name(name: str) -> str:
 
 def render_service(settings: Settings, release: Path) -> Path:
     """The folder `services/<release>` of the project. Raises `Refused` for want of evidence."""
-    store.check_release(settings, release)
-    final = settings.resolve("services") / release.name
+    check_release(settings, release)
+    final = settings.root.resolve() / "services" / release.name
     shutil.rmtree(final, ignore_errors=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    (final.parent / ".gitignore").write_text("*\n")  # it can be made again
     with new_folder(final) as work:
         copy = shutil.copytree(release, work / "release" / release.name, symlinks=True)
-        name = service_name(store.check_release(settings, copy).name)
+        name = service_name(check_release(settings, copy).name)
         for file in template_path("service").glob("*.py"):
             shutil.copy(file, work)
         bentofile = Template(template_path("service/bentofile.yaml").read_text(encoding="utf-8"))
@@ -83,7 +86,7 @@ def render_service(settings: Settings, release: Path) -> Path:
 def checks(settings: Settings) -> dict[str, object]:
     """What the service asks of its release whenever it starts: the arguments of `create_app`."""
     return {
-        "trusted_keys": attestation.trusted_keys(settings),
+        "trusted_keys": trusted_keys(settings),
         "max_age_days": settings.release.max_age_days,
         "required": list(settings.limits.required),
         "max_rows": settings.serve.max_rows,
