@@ -103,7 +103,7 @@ def new(
     lines = [f"Made {path}: read it, the limits in it are yours to set."]
     answer(as_json, {"settings": path}, [*lines, f"Next: cd {folder} && prodml run"])
 
-
+# %% ../nbs/90_cli.ipynb #e2cab750
 @app.command()
 def run(project: ProjectOption = Path("."), as_json: JsonOption = False) -> None:
     """Train, examine and seal a release; exit 1: a gate failed, 3: too little data."""
@@ -129,7 +129,7 @@ def run(project: ProjectOption = Path("."), as_json: JsonOption = False) -> None
     answer(as_json, facts, lines)
     raise typer.Exit(EXIT_CODES[outcome.verdict])
 
-# %% ../nbs/90_cli.ipynb #5e5d4077
+# %% ../nbs/90_cli.ipynb #438e8eff
 @app.command()
 def train(project: ProjectOption = Path("."), as_json: JsonOption = False) -> None:
     """Train a candidate, and stop before the gates."""
@@ -144,7 +144,7 @@ def train(project: ProjectOption = Path("."), as_json: JsonOption = False) -> No
     lines += [f"Candidate  {folder}", f"Next: prodml report --on {folder}"]
     answer(as_json, {"candidate": folder, "model": info}, lines)
 
-
+# %% ../nbs/90_cli.ipynb #bf0024b2
 @app.command()
 def report(
     gates: Annotated[list[str] | None, typer.Argument(help="Gates; all by default.")] = None,
@@ -174,7 +174,7 @@ def report(
     order = ["error", Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.WARN, Verdict.PASS]
     raise typer.Exit(EXIT_CODES[min(told.values(), key=lambda status: order.index(status))])
 
-# %% ../nbs/90_cli.ipynb #60e28ae8
+# %% ../nbs/90_cli.ipynb #ce4661dd
 ReleaseArgument = Annotated[str, typer.Argument(help="A release's name, or how it begins.")]
 
 
@@ -208,7 +208,7 @@ def release_show(
     lines += [str(read_result(gate)) for gate in told["gates"]]
     answer(as_json, told, lines)
 
-
+# %% ../nbs/90_cli.ipynb #09928a81
 @releases.command("verify")
 def release_verify(
     name: ReleaseArgument = "latest",

@@ -67,7 +67,7 @@ def train(settings: Settings, run_id: str = "", progress: Progress = silent) -> 
         (folder / "data.json").write_text(describe_data(parts, kept, tables, settings))
     return final
 
-
+# %% ../nbs/80_pipeline.ipynb #a9673bf7
 def _write_candidate(
     folder: Path, s: Settings, contract: Contract, tables: dict[str, Table], training: Training
 ) -> None:
@@ -148,7 +148,7 @@ class Outcome:
         where = html.escape(f"release {self.release.name}, reports in {self.index}")
         return f"<p><b>{self.verdict}</b>: {where}</p><table>{rows}</table><ul>{told}</ul>"
 
-
+# %% ../nbs/80_pipeline.ipynb #0ebd3dd8
 def run(settings: Settings, progress: Progress = silent) -> Outcome:
     """The outcome of training, examining and sealing what the settings ask for.
 

@@ -204,7 +204,7 @@ def judge_gates(
         verdicts.append(Verdict.WARN if stops and name in excused else verdict)
     return worst(verdicts)
 
-
+# %% ../../nbs/release/30_attestation.ipynb #e1c8b6f9
 def verify(
     folder: str | Path,
     trusted: Sequence[str],
@@ -230,7 +230,7 @@ def verify(
         raise Refused(f"{folder.name} did not pass. {reason(gates, needed, verdict)}")
     return Evidence(told["name"], told["run_id"], created, gates, waivers, verdict)
 
-
+# %% ../../nbs/release/30_attestation.ipynb #80d1c32c
 def reason(gates: Sequence[GateResult], required: Iterable[str], verdict: Verdict) -> str:
     """The first finding behind `verdict`, in a sentence."""
     absent = sorted(set(required) - {gate.gate for gate in gates})

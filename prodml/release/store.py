@@ -71,7 +71,7 @@ def seal(
         shutil.rmtree(work, ignore_errors=True)
     return final
 
-
+# %% ../../nbs/release/31_store.ipynb #49fa5942
 def sweep(store: Path) -> None:
     """Nothing; removes what runs that died left half made in `store`."""
     for left in store.glob(".new-*"):
@@ -114,11 +114,11 @@ def find_release(settings: Settings, name: str = "latest") -> Path:
 
 
 def check_release(settings: Settings, folder: Path) -> Any:
-    """The `Evidence` of the release in `folder`, by this project's keys and limits, or `Refused`."""
+    """The `Evidence` of the release in `folder`, by this project's keys and limits."""
     days, required = settings.release.max_age_days, settings.limits.required
     return attestation.verify(folder, attestation.trusted_keys(settings), days, required)
 
-
+# %% ../../nbs/release/31_store.ipynb #e21aef80
 def list_releases(settings: Settings) -> list[Listed]:
     """The releases, newest first; those that must not ship say why."""
     found = []

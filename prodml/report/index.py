@@ -150,7 +150,7 @@ def _card(trouble: Trouble, latest: Reports) -> str:
     )
     return f'<li class="card {gravest(runs)}">{head}{foot}</li>'
 
-
+# %% ../../nbs/report/65_index.ipynb #fe87c97c
 def _link(run: Run) -> str:
     """A pill with the status, a link when there is a page to go to."""
     inner = f'<span aria-hidden="true">{MARKS[run.status]}</span> {run.status}'

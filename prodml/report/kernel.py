@@ -84,14 +84,12 @@ def _become_kernel(pipe: int, parent: int) -> Never:
         with os.fdopen(pipe) as file:
             connection_file = file.read()
         if connection_file:
-            backend = "module://matplotlib_inline.backend_inline"
-            os.environ["MPLBACKEND"] = backend
-            if "matplotlib" in sys.modules:
-                sys.modules["matplotlib"].use(backend)
             from ipykernel.kernelapp import IPKernelApp
 
             app = IPKernelApp.instance(parent_handle=parent)
             app.initialize(["-f", connection_file, "--HistoryManager.enabled=False"])
+            if "matplotlib.pyplot" in sys.modules:
+                app.shell.enable_matplotlib("inline")
             app.start()
         code = 0
     finally:

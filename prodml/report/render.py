@@ -113,6 +113,8 @@ WORDS = {
     "inconclusive": "Not enough data",
     "error": "Error: nothing was proved",
 }
+
+
 MARKS = {verdict.value: mark for verdict, mark in ICONS.items()} | {"error": "!"}
 
 
@@ -130,7 +132,7 @@ def page(notebook: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         exclude_input=True,
         config=Config({"TagRemovePreprocessor": skip}),
     )
-    tools = {"bar": interval_bar, "number": number, "harmless": harmless}
+    tools: dict[str, Any] = {"bar": interval_bar, "number": number, "harmless": harmless}
     tools |= {"marks": MARKS, "words": WORDS}
     about = {**tools, "record": record, "findings": findings}
     shown = _shown(notebook)
@@ -142,7 +144,7 @@ def page(notebook: Mapping[str, Any], record: Mapping[str, Any]) -> str:
 def _gravity(finding: Finding) -> int:
     return -SEVERITY.index(Verdict(finding.verdict))
 
-
+# %% ../../nbs/report/62_render.ipynb #d9e5fcba
 def _shown(notebook: Mapping[str, Any]) -> Any:
     """A copy of `notebook` with harmless outputs, and without those that the banner repeats."""
     import nbformat

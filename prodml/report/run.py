@@ -98,7 +98,7 @@ def _plain(text: str) -> str:
 # %% ../../nbs/report/64_run.ipynb #2f970df6
 Progress = Callable[[str, float], None]  # what is being done, and the share of all that is done
 
-
+# %% ../../nbs/report/64_run.ipynb #d98b4185
 def run_reports(
     templates: Sequence[str | Path],
     out_dir: str | Path,
@@ -138,7 +138,7 @@ def run_reports(
     write_atomic(folder / "junit.xml", junit(runs))
     return runs
 
-
+# %% ../../nbs/report/64_run.ipynb #5431abb4
 def run_report(
     template: str | Path,
     out_dir: str | Path,
@@ -169,7 +169,7 @@ def _job(path: Path, parameters: Mapping[str, Any], run_id: str) -> dict[str, An
         kind = "" if isinstance(error, Mistake) else f"{type(error).__name__}: "
         return {**job, "parameters": {}, "error": f"{kind}{error}"}
 
-
+# %% ../../nbs/report/64_run.ipynb #f1756eec
 def _work(jobs: list[dict[str, Any]], parallel: int, progress: Progress) -> None:
     """Nothing; has the workshop do `jobs` and passes its lines on. It never outlives this call."""
     if not jobs:

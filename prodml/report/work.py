@@ -174,9 +174,17 @@ def _stop(number: int, frame: Any) -> None:
 
 # %% ../../nbs/report/63_work.ipynb #005e27c3
 GRACE = 10.0  # seconds between the request to stop and the end by force
+
+
 HEAVY = "pandas numpy scipy.stats sklearn.ensemble sklearn.model_selection sklearn.pipeline".split()
+
+
 HEAVY += "sklearn.metrics xgboost skops.io matplotlib.pyplot prodml.gates".split()
+
+
 NEEDED = "papermill.execute nbconvert bleach.css_sanitizer ipykernel.kernelapp".split()
+
+
 NEEDED += "ipykernel.ipkernel matplotlib_inline.backend_inline prodml.report.kernel".split()
 
 
@@ -188,7 +196,7 @@ def preload(names: list[str]) -> None:
         except ImportError:
             continue
 
-
+# %% ../../nbs/report/63_work.ipynb #861377e9
 def workshop(jobs: list[dict[str, Any]], parallel: int) -> None:
     """Nothing; runs `jobs`, and prints a line of JSON when one starts and when one ends."""
     waiting, parent = list(jobs), os.getppid()
@@ -216,7 +224,7 @@ def _enforce(pid: int, late: float) -> None:
     if late > 0:
         os.kill(pid, signal.SIGKILL if late > GRACE else signal.SIGTERM)
 
-
+# %% ../../nbs/report/63_work.ipynb #ba795efd
 def _record(job: Mapping[str, Any], status: int, seconds: float) -> dict[str, Any]:
     """The record its runner wrote, or the one that the workshop writes in its place."""
     path = notebook_of(job).with_suffix(".json")

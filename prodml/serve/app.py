@@ -67,11 +67,13 @@ def read_rows(body: bytes, most: int) -> list[Any]:
 
 # %% ../../nbs/serve/41_app.ipynb #6025c378
 log = logging.getLogger("prodml.serve")
+
+
 PATHS = {"/predict": "POST", "/metadata": "GET"} | dict.fromkeys(
     ("/healthz", "/livez", "/readyz"), "GET"
 )
 
-
+# %% ../../nbs/serve/41_app.ipynb #0cb050cf
 class App:
     """The ASGI application that answers with `scorer`."""
 
