@@ -21,7 +21,7 @@ from ..contract import Contract, read_contract
 from ..frame import Table, make_table
 from .correctness import correctness
 from .drift import PREDICTION, drift
-from .fairness import fairness
+from .fairness import fairness, groups_of
 from .stability import Predict, quality, stability
 from ..ini import parse_settings
 from ..measure import decide
@@ -41,7 +41,7 @@ def answers(contract: Contract, prediction: np.ndarray) -> np.ndarray:
         return np.asarray(prediction, dtype=np.float32)
     if contract.task == "binary":
         return np.asarray(prediction[:, 1], dtype=np.float32)
-    return np.array(contract.classes, dtype=object)[prediction.argmax(axis=1)]
+    return np.asarray(np.array(contract.classes, dtype=object)[prediction.argmax(axis=1)])
 
 
 def reference_profile(
@@ -106,9 +106,10 @@ class Evidence:
 
     @property
     def sensitive(self) -> pd.DataFrame:
-        """The sensitive columns of the test rows that were kept."""
+        """The group of each test row in each sensitive column, cut as the training rows are."""
+        rows, known = self.parts.test[self.test.kept], self.parts.train
         names = list(self.contract.of_role("sensitive"))
-        return self.parts.test.loc[self.test.kept, names].reset_index(drop=True)
+        return pd.DataFrame({name: groups_of(rows[name], known[name]) for name in names})
 
 # %% ../../nbs/gates/24_evidence.ipynb #419ef777
 def load_evidence(release: str | Path, data: str | Path = "") -> Evidence:
