@@ -333,6 +333,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'prodml.report.render._allowed': ('report/render.html#_allowed', 'prodml/report/render.py'),
                                       'prodml.report.render._gravity': ('report/render.html#_gravity', 'prodml/report/render.py'),
                                       'prodml.report.render._output': ('report/render.html#_output', 'prodml/report/render.py'),
+                                      'prodml.report.render._remark': ('report/render.html#_remark', 'prodml/report/render.py'),
                                       'prodml.report.render._shown': ('report/render.html#_shown', 'prodml/report/render.py'),
                                       'prodml.report.render.figure': ('report/render.html#figure', 'prodml/report/render.py'),
                                       'prodml.report.render.harmless': ('report/render.html#harmless', 'prodml/report/render.py'),

@@ -129,7 +129,7 @@ def run(project: ProjectOption = Path("."), as_json: JsonOption = False) -> None
     answer(as_json, facts, lines)
     raise typer.Exit(EXIT_CODES[outcome.verdict])
 
-# %% ../nbs/90_cli.ipynb #438e8eff
+# %% ../nbs/90_cli.ipynb #08e30ab4
 @app.command()
 def train(project: ProjectOption = Path("."), as_json: JsonOption = False) -> None:
     """Train a candidate, and stop before the gates."""

@@ -155,6 +155,8 @@ def test_a_real_table_with_limits_it_meets_is_released(data, tmp_path):
     loose = {
         "min_roc_auc": 0.5,
         "max_calibration_error": 0.9,
+        "max_seed_deviation": 1,
+        "max_churn": 1,
         "max_feature_psi": 50,
         "max_prediction_psi": 50,
         "max_missing_difference": 1,

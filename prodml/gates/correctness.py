@@ -158,16 +158,17 @@ def leakage(
 def _alone(
     values: pd.Series, target: np.ndarray, task: str, first: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    codes = pd.factorize(values)[0]
-    if values.dtype != object:
-        codes = (values.rank(pct=True, method="dense").fillna(0) * 200).astype(int).to_numpy()
-    truth = target.astype(float)[:, None]
+    bins = max(10, int(first.sum() ** 0.5))
+    codes = pd.factorize(values, use_na_sentinel=False)[0]
+    if values.dtype != object and codes.max() >= bins:
+        codes = np.ceil(values.rank(pct=True).fillna(0) * bins).astype(int).to_numpy()
+    truth = pd.Series(target).rank(pct=True).to_numpy()[:, None]
     if task != "regression":
         truth = (target[:, None] == (np.unique(target) if task == "multiclass" else 1)).astype(
             float
         )
-    bins = np.eye(codes.max() + 1, dtype=np.float32)[codes[first]]
-    guess = (bins.T @ truth[first] + truth[first].mean(0)) / (bins.sum(0)[:, None] + 1)
+    member = np.eye(codes.max() + 1, dtype=np.float32)[codes[first]]
+    guess = (member.T @ truth[first] + truth[first].mean(0)) / (member.sum(0)[:, None] + 1)
     return truth[~first], guess[codes[~first]]
 
 

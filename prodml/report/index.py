@@ -129,7 +129,8 @@ def _banner(latest: Reports) -> str:
         if count
     )
     when = f'<p class="gate">Latest run, <time>{html.escape(_when(latest.created))}</time></p>'
-    words = f'{when}<p class="word">{WORDS[status]}</p><p class="reason">{tally}</p>'
+    sum_up = WORDS[status] if status != "error" else "Error: not everything was examined"
+    words = f'{when}<p class="word">{sum_up}</p><p class="reason">{tally}</p>'
     mark = f'<span class="mark" aria-hidden="true">{MARKS[status]}</span>'
     return f'<div class="banner {status}" role="status">{mark}<div>{words}</div></div>'
 
@@ -145,30 +146,29 @@ def _card(trouble: Trouble, latest: Reports) -> str:
     if not runs:
         pill = '<span class="pill none">not examined</span>'
         return f'<li class="card none">{head}<p class="foot">{pill}</p></li>'
-    foot = "".join(
-        f'<p class="foot">{_link(run)}<span class="why">{_reason(run)}</span></p>' for run in runs
-    )
+    foot = "".join(f'<p class="foot">{_link(run, _reason(run))}</p>' for run in runs)
     return f'<li class="card {gravest(runs)}">{head}{foot}</li>'
 
 # %% ../../nbs/report/65_index.ipynb #fe87c97c
-def _link(run: Run) -> str:
-    """A pill with the status, a link when there is a page to go to."""
-    inner = f'<span aria-hidden="true">{MARKS[run.status]}</span> {run.status}'
-    pill = f'<span class="pill {run.status}">{inner}</span>'
+def _link(run: Run, text: str = "") -> str:
+    """A pill with the status and a `text`, a link when there is a page to go to."""
+    mark = f'<span aria-hidden="true">{MARKS[run.status]}</span>'
+    shown = f'<span class="pill {run.status}">{mark} <b>{run.status}</b></span>'
+    shown += f' <span class="why">{html.escape(text)}</span>' if text else ""
     if not run.html.exists():
-        return pill
+        return shown
     target = html.escape(f"{run.run_id}/{run.name}.html")
-    return f'<a href="{target}" aria-label="{html.escape(run.name)}: {run.status}">{pill}</a>'
+    return f'<a href="{target}" aria-label="{html.escape(run.name)}: {run.status}">{shown}</a>'
 
 
 def _reason(run: Run) -> str:
     """What to know before clicking: the error, the gravest finding, or how many were held."""
     if run.error or not run.result:
-        return html.escape(run.error[:160])
+        return run.error[:160]
     if run.status == "pass":
         return f"{len(run.result.findings)} limits held"
     finding = run.result.of(run.status)[0]
-    return html.escape(str(finding)[:160])
+    return str(finding)[:160]
 
 # %% ../../nbs/report/65_index.ipynb #89bbf377
 def _table(every: list[Reports]) -> str:

@@ -142,9 +142,7 @@ def outcome(notebook: Mapping[str, Any] | None, gate: str, run_id: str, error: s
     if planned and result.verdict is Verdict.FAIL and error.startswith("GateFailed"):
         return Outcome("fail", "", result)
     if error or stopped:
-        return Outcome(
-            "error", error or f"{stopped[0]}: not every cell of the notebook ran", result
-        )
+        return Outcome("error", error or f"{stopped[0]}: not every cell of the notebook ran")
     return Outcome(result.verdict.value, "", result)
 
 

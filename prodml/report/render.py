@@ -89,7 +89,9 @@ def interval_bar(finding: Finding, width: int = 132, height: int = 20) -> str:
     if value is None or low is None or high is None or limit is None:
         return ""
     left, right = min(low, value, limit), max(high, value, limit)
-    reach = (right - left) or abs(left) or 1.0
+    room = (right - left) / 5 if right > left else abs(left) or 1.0
+    left, right = min(left, limit - room), max(right, limit + room)
+    reach = right - left
 
     def x(at: float) -> float:
         return round(8 + (width - 16) * (at - left) / reach, 1)
@@ -132,13 +134,22 @@ def page(notebook: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         exclude_input=True,
         config=Config({"TagRemovePreprocessor": skip}),
     )
-    tools: dict[str, Any] = {"bar": interval_bar, "number": number, "harmless": harmless}
-    tools |= {"marks": MARKS, "words": WORDS}
+    tools: dict[str, Any] = {"bar": interval_bar, "number": number, "remark": _remark}
+    tools |= {"harmless": harmless, "marks": MARKS, "words": WORDS}
     about = {**tools, "record": record, "findings": findings}
     shown = _shown(notebook)
     shown.metadata["title"] = str(record["gate"])
     body: str = exporter.from_notebook_node(shown, resources={"prodml": about})[0]
     return body
+
+
+def _remark(finding: Finding) -> str:
+    """What the reason of `finding` says beyond the numbers of its row, and the count of rows."""
+    numbers = f"{number(finding.value)} [{number(finding.low)}, {number(finding.high)}]"
+    sign = "≥" if finding.bound == "min" else "≤"
+    rest = finding.why.removeprefix(f"{numbers}, limit {sign} {number(finding.limit)}").lstrip(": ")
+    rows = f"{finding.rows:,} rows" if finding.rows and " rows" not in rest else ""
+    return ". ".join(part for part in (rest, rows) if part)
 
 
 def _gravity(finding: Finding) -> int:

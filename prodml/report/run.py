@@ -64,7 +64,8 @@ def read_run(path: str | Path, run_id: str = "") -> Run:
     if status != "error" and (result is None or result.verdict != status or error):
         status, error = "error", error or f"the status {status!r} does not follow from the findings"
     files = path.with_suffix(".ipynb"), path.with_suffix(".html")
-    return Run(path.stem, record["run_id"], status, error, result, record["seconds"], *files)
+    shown = None if status == "error" else result
+    return Run(path.stem, record["run_id"], status, error, shown, record["seconds"], *files)
 
 # %% ../../nbs/report/64_run.ipynb #a9851917
 def junit(runs: Sequence[Run]) -> str:
@@ -88,7 +89,7 @@ def junit(runs: Sequence[Run]) -> str:
         for kind, plural in (("testcase", "tests"), ("failure", "failures"), ("error", "errors")):
             suite.set(plural, str(len(list(suite.iter(kind)))))
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+    return ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True).decode() + "\n"
 
 
 def _plain(text: str) -> str:
