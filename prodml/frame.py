@@ -106,7 +106,7 @@ def _learn_number(name: str, kept: pd.Series, role: str, nullable: bool) -> Colu
         return Column(
             name, kind, ignored, nullable, low, high, note="an identifier: a running number"
         )
-    return Column(name, kind, role, nullable, low, high, fill=float(np.float32(finite.median())))
+    return Column(name, kind, role, nullable, low, high, fill=float(f"{finite.median():.6g}"))
 
 # %% ../nbs/08_frame.ipynb #a600ea2e
 def learn_contract(frame: pd.DataFrame, settings: Settings) -> Contract:
@@ -166,9 +166,9 @@ def _check_numbers(column: Column, values: pd.Series) -> tuple[np.ndarray, dict[
     else:
         numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64, True, np.nan)
         wrong = np.isnan(numbers) & ~missing
-    if column.type == "boolean":
-        wrong |= ~missing & ~np.isin(numbers, (0, 1))
     infinite = np.abs(numbers) > 3.4e38
+    if column.type == "boolean":
+        wrong |= ~missing & ~infinite & ~np.isin(numbers, (0, 1))
     low = -np.inf if column.minimum is None else column.minimum
     high = np.inf if column.maximum is None else column.maximum
     outside = ((numbers < low) | (numbers > high)) & ~infinite & ~wrong

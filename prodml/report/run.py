@@ -89,7 +89,8 @@ def junit(runs: Sequence[Run]) -> str:
         for kind, plural in (("testcase", "tests"), ("failure", "failures"), ("error", "errors")):
             suite.set(plural, str(len(list(suite.iter(kind)))))
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True).decode() + "\n"
+    text: bytes = ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)
+    return text.decode() + "\n"
 
 
 def _plain(text: str) -> str:
