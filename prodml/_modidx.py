@@ -455,6 +455,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'prodml.verdict.GateResult.verdict': ('verdict.html#gateresult.verdict', 'prodml/verdict.py'),
                                 'prodml.verdict.Verdict': ('verdict.html#verdict', 'prodml/verdict.py'),
                                 'prodml.verdict._row': ('verdict.html#_row', 'prodml/verdict.py'),
+                                'prodml.verdict._rows': ('verdict.html#_rows', 'prodml/verdict.py'),
                                 'prodml.verdict.bootstrap_interval': ('verdict.html#bootstrap_interval', 'prodml/verdict.py'),
                                 'prodml.verdict.findings_table': ('verdict.html#findings_table', 'prodml/verdict.py'),
                                 'prodml.verdict.judge': ('verdict.html#judge', 'prodml/verdict.py'),

@@ -89,7 +89,7 @@ def judge(
     why = f"{number(value)} [{number(low)}, {number(high)}], limit {sign} {number(limit)}"
     if verdict is Verdict.INCONCLUSIVE:
         needed = needed or rows_needed(value, low, high, limit, rows)
-        why += f": not enough data, {rows} rows" + (f", about {needed} needed" if needed else "")
+        why += f": not enough data, {rows} rows" + (f", {_rows(needed)} needed" if needed else "")
     return Finding(measure, slice, value, low, high, limit, bound, verdict, why, rows)
 
 
@@ -100,6 +100,10 @@ def rows_needed(value: float, low: float, high: float, limit: float, rows: int) 
     if distance == 0 or reach <= distance or rows == 0:
         return None
     return math.ceil(rows * (reach / distance) ** 2)
+
+
+def _rows(needed: int) -> str:
+    return f"about {needed}" if needed < 1_000_000 else "more than a million"
 
 # %% ../nbs/04_verdict.ipynb #a81137d2
 def proportion_interval(count: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:

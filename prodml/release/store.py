@@ -50,8 +50,9 @@ def seal(
     try:
         store.mkdir(parents=True, exist_ok=True)
         sweep(store)
-        shutil.copytree(candidate, work)
-        (work / "reports").mkdir(exist_ok=True)
+        (work / "reports").mkdir(parents=True, exist_ok=True)
+        for file in sorted(Path(candidate).iterdir()):
+            shutil.copy(file, work)
         for report in reports:
             shutil.copy(report, work / "reports")
         final = store / content_digest(work)[:12]
