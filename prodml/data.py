@@ -301,7 +301,8 @@ def read(data: Data, root: Path = Path(".")) -> pd.DataFrame:
 def check_columns(frame: pd.DataFrame, data: Data) -> None:
     """Nothing. Raises `Mistake` for a column that the settings name and `frame` does not have."""
     asked = {"target": [data.target], "time": [data.time], "id": [data.id]}
-    asked |= {"sensitive": list(data.sensitive), "drop": list(data.drop)}
+    groups = [] if data.sensitive == ("none",) else list(data.sensitive)  # "none" is said aloud
+    asked |= {"sensitive": groups, "drop": list(data.drop)}
     for key, name in ((key, name) for key, names in asked.items() for name in names if name):
         if name not in frame.columns:
             near = close_match(name, frame.columns)

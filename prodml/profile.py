@@ -141,8 +141,8 @@ def _whylogs() -> Any:
 
 def make_sketch(features: pd.DataFrame) -> bytes:
     """A whylogs profile view of `features`, serialised."""
-    texts = [name for name in features if features[name].dtype == object]
-    plain = features.assign(**{n: features[n].where(features[n] != "", None) for n in texts})
+    texts = features.select_dtypes(exclude="number").astype(object)
+    plain = features.assign(**{name: texts[name].where(texts[name] != "", None) for name in texts})
     return bytes(_whylogs().log(plain).view().serialize())
 
 

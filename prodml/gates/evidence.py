@@ -156,7 +156,8 @@ def _correctness(e: Evidence, run_id: str) -> GateResult:
 def _fairness(e: Evidence, run_id: str) -> GateResult:
     limits = e.settings.limits
     rows = e.contract.task, e.test.target, e.decision, e.sensitive
-    return fairness(*rows, limits.fairness, limits.confidence, limits.minimum_rows, run_id)
+    none = e.settings.data.sensitive == ("none",)
+    return fairness(*rows, limits.fairness, limits.confidence, limits.minimum_rows, run_id, none)
 
 
 def _drift(e: Evidence, run_id: str) -> GateResult:

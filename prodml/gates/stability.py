@@ -94,7 +94,8 @@ def holed(features: pd.DataFrame, share: float = 0.1, seed: int = 0) -> pd.DataF
     found = features.copy()
     for name in features.columns:
         gone = r.random(len(features)) < share
-        found[name] = features[name].where(~gone, "" if features[name].dtype == object else np.nan)
+        number = pd.api.types.is_numeric_dtype(features[name])
+        found[name] = features[name].where(~gone, np.nan if number else "")
     return found
 
 
