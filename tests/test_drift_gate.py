@@ -70,9 +70,7 @@ def test_whylogs_counts_the_same_rows_and_nulls():
     table = rows(300, 3)
     summary = sketch_rows(profile(table, CONTRACT).sketch)
     assert summary.loc["x", "counts/n"] == 300
-    assert (
-        summary.loc["x", "counts/null"] + summary.loc["x", "counts/nan"] == table["x"].isna().sum()
-    )
+    assert summary.loc["x", "counts/null"] == table["x"].isna().sum()
     assert summary.loc["town", "counts/null"] == (table["town"] == "").sum()
 
 

@@ -93,7 +93,7 @@ def counted(
 
 
 def group_rates(counts: np.ndarray, rate: str) -> np.ndarray:
-    """The `rate` of each group, for counts of shape (..., groups, 2, 2); nan where it is of none."""
+    """The `rate` of each group, for counts of shape (..., groups, 2, 2), or nan."""
     with np.errstate(invalid="ignore", divide="ignore"):
         if rate == "selection_rate":
             return np.asarray(counts[..., 1].sum(-1) / counts.sum((-1, -2)))
