@@ -147,7 +147,7 @@ def _remark(finding: Finding) -> str:
     """What the reason of `finding` says beyond the numbers of its row, and the count of rows."""
     numbers = f"{number(finding.value)} [{number(finding.low)}, {number(finding.high)}]"
     sign = "≥" if finding.bound == "min" else "≤"
-    rest = finding.why.removeprefix(f"{numbers}, limit {sign} {number(finding.limit)}").lstrip(": ")
+    rest = finding.why.removeprefix(f"{numbers}, limit {sign} {number(finding.limit)}").lstrip(":; ")
     rows = f"{finding.rows:,} rows" if finding.rows and " rows" not in rest else ""
     return ". ".join(part for part in (rest, rows) if part)
 
