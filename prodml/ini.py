@@ -105,7 +105,7 @@ def _read_waiver(source: _Source, section: str, items: Mapping[str, str]) -> Wai
 
 # %% ../nbs/02_ini.ipynb #daae879a
 def _check(s: Settings, where: Callable[[str, str], str]) -> None:
-    d, m, x = s.data, s.model, s.limits
+    d, m, x, w = s.data, s.model, s.limits, s.monitor
     tasks, known = CHOICES["task"], CHOICES["candidates"]
     share = "a share above 0, and the two together below 0.9"
     clash = sorted({d.target, d.time, d.id} & {*d.drop, *d.sensitive} - {""})
@@ -130,6 +130,10 @@ def _check(s: Settings, where: Callable[[str, str], str]) -> None:
         (set(x.required) <= set(MEASURES), "limits", "required", f"of {', '.join(MEASURES)}"),
         (s.release.max_age_days > 0, "release", "max_age_days", "more than 0 days"),
         (0 <= s.serve.port < 65536, "serve", "port", "a port from 0 to 65535"),
+        (0 < w.alpha <= 0.5, "monitor", "alpha", "a chance above 0, at most 0.5"),
+        (w.looks >= 1, "monitor", "looks", "at least 1"),
+        (w.detectable > 0, "monitor", "detectable", "more than 0 standard deviations"),
+        (w.label_delay >= 0, "monitor", "label_delay", "0 days or more"),
     ]
     for holds, section, key, right in rules:
         if not holds:
