@@ -7,8 +7,9 @@ __all__ = ['LEVELS', 'MOST_CORRELATED', 'budget', 'Drift', 'look', 'table', 'dri
 
 # %% ../../nbs/gates/32_drift.ipynb #11da20a2
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,7 @@ class Drift:
     tolerance: np.ndarray  # of each component, in standard deviations
     looks: int
     alpha: float
+    importance: Mapping[str, float]
 
     @cached_property
     def columns(self) -> list[str]:
@@ -82,7 +84,6 @@ def look(
     current: Profile,
     tolerance: float = 0.1,
     prediction_tolerance: float | None = None,
-    importance: Mapping[str, float] | None = None,
     looks: int = 365,
     alpha: float = 0.05,
 ) -> Drift:
@@ -93,18 +94,18 @@ def look(
     """
     known = components(reference)
     base = baseline(known.means(reference), known.variance)
-    seen, weights = known.means(current), budget(known, importance or {})
+    seen, weights = known.means(current), budget(known, reference.importance)
     own = tolerance if prediction_tolerance is None else prediction_tolerance
     allowed = np.where(known.columns == PREDICTION, own, tolerance)
     horizon = max(looks, current.windows)
     watched = watch(base, seen, known.proportion, weights, horizon, alpha, allowed)
-    return Drift(known, base, seen, watched, weights, allowed, horizon, alpha)
+    return Drift(known, base, seen, watched, weights, allowed, horizon, alpha, reference.importance)
 
 # %% ../../nbs/gates/32_drift.ipynb #f8b23a1e
 LEVELS = ("calm", "notice", "alert")
 
 
-def table(drift: Drift, importance: Mapping[str, float] | None = None) -> pd.DataFrame:
+def table(drift: Drift) -> pd.DataFrame:
     """A row for each column: its level, what moved, how far, since when, and what is visible."""
     rows = drift.current.rows[-1] if len(drift.current.rows) else 0 * drift.weights
     smallest = detectable(drift.base, rows, drift.weights, drift.looks, drift.alpha)
@@ -118,8 +119,8 @@ def table(drift: Drift, importance: Mapping[str, float] | None = None) -> pd.Dat
         told = drift.watched.alert if level == "alert" else drift.watched.notice
         one = int(mine[np.argmax(told[-1, mine])])
         since = onset(drift.watched.z[:, one])
-        heard = (importance or {}).get(name, 1.0 if name == PREDICTION else 0.0)
-        row = {"column": name, "level": level, "what": drift.known.names[one]}
+        heard = drift.importance.get(name, 1.0 if name == PREDICTION else 0.0)
+        row: dict[str, Any] = {"column": name, "level": level, "what": drift.known.names[one]}
         row |= _shift(drift, one, since) | {"since": since + 1, "importance": heard}
         row["share"] = bool(drift.known.proportion[one])
         row |= {"detectable": float(smallest[mine].min()), "rows": int(rows[mine].max())}
@@ -128,8 +129,8 @@ def table(drift: Drift, importance: Mapping[str, float] | None = None) -> pd.Dat
     return pd.DataFrame(order)
 
 
-def _harm(row: Mapping[str, float]) -> float:
-    return abs(row["shift"]) * (0.05 + row["importance"])
+def _harm(row: Mapping[str, Any]) -> float:
+    return float(abs(row["shift"]) * (0.05 + row["importance"]))
 
 # %% ../../nbs/gates/32_drift.ipynb #a300ee32
 def _shift(drift: Drift, one: int, since: int) -> dict[str, float]:
@@ -154,7 +155,6 @@ def drift(
     reference: Profile,
     current: Profile,
     limits: Mapping[str, float],
-    importance: Mapping[str, float] | None = None,
     looks: int = 1,
     alpha: float = 0.05,
     smallest: float = 0.5,
@@ -177,12 +177,10 @@ def drift(
         nothing = (None, None, None, None, "max", Verdict.INCONCLUSIVE, why + " differ", 0)
         return GateResult("drift", (Finding("shift", "all", *nothing),), run_id)
     usual, own = allowed.get("shift"), allowed.get("prediction_shift")
-    seen = look(
-        *(reference, current, usual if usual is not None else np.inf),
-        *(own if own is not None else np.inf, importance, looks, alpha),
-    )
+    edges = [np.inf if limit is None else limit for limit in (usual, own)]
+    seen = look(reference, current, edges[0], edges[1], looks, alpha)
     found = []
-    for row in table(seen, importance).to_dict("records"):
+    for row in table(seen).to_dict("records"):
         limit = own if row["column"] == PREDICTION else usual
         if limit is not None:
             found.append(_finding(row, limit, smallest, seen))
@@ -191,7 +189,7 @@ def drift(
     return GateResult("drift", (*found, *_dependence(seen, known=reference)), run_id)
 
 # %% ../../nbs/gates/32_drift.ipynb #7bbe88d0
-def _finding(row: Mapping[str, float], limit: float, smallest: float, seen: Drift) -> Finding:
+def _finding(row: Mapping[str, Any], limit: float, smallest: float, seen: Drift) -> Finding:
     level, name = str(row["level"]), str(row["column"])
     many, rows = len(seen.current.mean), int(row["rows"])
     since = f" since look {int(row['since'])} of {many}" if many > 1 else ""
@@ -224,7 +222,7 @@ def _told_apart(apart: TwoSample | None, limit: float) -> Finding:
     told = {Verdict.FAIL: f"; a model tells the rows apart by {most}", Verdict.PASS: ""}
     verdict = Verdict.WARN if found.verdict is Verdict.FAIL else found.verdict
     why = found.why + told.get(found.verdict, "")
-    return Finding(*list(vars(found).values())[:7], verdict, why, found.rows)
+    return replace(found, verdict=verdict, why=why)
 
 # %% ../../nbs/gates/32_drift.ipynb #5deff19d
 MOST_CORRELATED = 0.2
