@@ -149,11 +149,16 @@ def train(project: ProjectOption = Path("."), as_json: JsonOption = False) -> No
 def report(
     gates: Annotated[list[str] | None, typer.Argument(help="Gates; all by default.")] = None,
     on: Annotated[str, typer.Option(help="A candidate's folder, or a release.")] = "latest",
+    source: Annotated[str, typer.Option(help="A table of later rows.")] = "",
+    since: Annotated[str, typer.Option(help="Later rows from this time on.")] = "",
+    until: Annotated[str, typer.Option(help="Later rows before this time.")] = "",
+    labels: Annotated[str, typer.Option(help="A table of outcomes, joined by id.")] = "",
+    as_of: Annotated[str, typer.Option(help="The day we look from.")] = "",
     project: ProjectOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
-    """Examine a candidate or a release once more, by the reports named."""
-    from prodml.pipeline import examine, new_run_id
+    """Examine a candidate or a release once more, or rows that came after, by the reports named."""
+    from prodml.pipeline import examine, later_rows, new_run_id
     from prodml.release.store import find_release
     from prodml.report.index import write_index
     from prodml.settings import MEASURES, close_match
@@ -164,8 +169,12 @@ def report(
         if gate not in MEASURES:
             raise Mistake(f"no gate {gate!r}." + close_match(gate, MEASURES))
     folder = Path(on) if (Path(on) / "model.json").exists() else find_release(settings, on)
+    later = later_rows(settings, source, since, until, labels, as_of)
+    if later and (odd := sorted(set(gates or []) - set(later))):
+        raise Mistake(f"{odd[0]} looks at the test part; later rows are for {', '.join(later)}")
+    chosen = gates or list(later)
     with progress("report") as step:
-        runs = examine(folder, settings, new_run_id(), gates or (), step)
+        runs = examine(folder, settings, new_run_id(), chosen, step, later)
     index = write_index(settings.reports, settings.project.name)
     told = {one.name: one.status for one in runs}
     lines = [f"{ICONS[s]} {name}: {s}" for name, s in told.items()]

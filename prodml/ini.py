@@ -139,7 +139,7 @@ def _check(s: Settings, where: Callable[[str, str], str]) -> None:
         if not holds:
             raise Mistake(f"{where(section, key)}: [{section}] {key}: {right}.")
 
-
+# %% ../nbs/02_ini.ipynb #5a618100
 def _is_share(text: str) -> bool:
     try:
         return 0 <= float(text) <= 1

@@ -51,17 +51,18 @@ class Bins:
         with np.errstate(over="ignore"):
             numbers = seen.to_numpy(np.float32, **({} if plain else {"na_value": np.nan}))
         codes = np.searchsorted(np.array(self.edges, np.float32), numbers, side="left")
-        return np.asarray(np.where(np.isfinite(numbers), codes, missing))
+        return np.asarray(np.where(np.isfinite(numbers), codes, missing), np.int64)
 
     def count(self, values: pd.Series) -> np.ndarray:
         """The rows of `values` in each bin, shape (size,)."""
-        return by_window(self.place(values), np.zeros(len(values), int), 1, self.size)[0]
+        whole = by_window(self.place(values), np.zeros(len(values), int), 1, self.size)
+        return np.asarray(whole[0])
 
 
 def by_window(codes: np.ndarray, windows: np.ndarray, many: int, size: int) -> np.ndarray:
     """The rows in each bin, by window, for the bin and the window of each row; (many, size)."""
-    flat = np.bincount(windows * size + codes, minlength=many * size)
-    return np.asarray(flat.reshape(many, size))
+    flat: np.ndarray = np.bincount(windows * size + codes, minlength=many * size)
+    return flat.reshape(many, size)
 
 # %% ../nbs/15_profile.ipynb #2ae9771b
 def make_bins(values: pd.Series, levels: tuple[str, ...] = ()) -> Bins:
@@ -149,20 +150,24 @@ class Profile:
 
     def to_bytes(self) -> bytes:
         """The profile as one file; the counts are the same bytes for the same rows."""
-        bins = {name: vars(one) for name, one in self.bins.items()}
-        head = json.dumps({"bins": bins, "importance": dict(self.importance)})
-        table = np.concatenate([self.counts[name] for name in self.bins], axis=1)
-        file = BytesIO()
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            content = {"profile.json": head.encode(), "counts.npy": _packed(table)}
-            content |= {"pairs.npy": _packed(self.pairs), "whylogs.bin": self.sketch}
-            for name, data in content.items():
-                one = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-                one.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(one, data)
-        return file.getvalue()
+        return _file_of(self)
 
 # %% ../nbs/15_profile.ipynb #1c175051
+def _file_of(profile: Profile) -> bytes:
+    bins = {name: vars(one) for name, one in profile.bins.items()}
+    head = json.dumps({"bins": bins, "importance": dict(profile.importance)})
+    table = np.concatenate([profile.counts[name] for name in profile.bins], axis=1)
+    file = BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        content = {"profile.json": head.encode(), "counts.npy": _packed(table)}
+        content |= {"pairs.npy": _packed(profile.pairs), "whylogs.bin": profile.sketch}
+        for name, data in content.items():
+            one = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            one.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(one, data)
+    return file.getvalue()
+
+
 def _packed(array: np.ndarray) -> bytes:
     file = BytesIO()
     np.save(file, array, allow_pickle=False)
@@ -201,8 +206,8 @@ def profile(
     """The profile of `rows`, by the bins of the reference `like` if given, window by window.
 
     `rows` hold the features, as they were sent or as the model sees them. `windows` numbers the
-    window of each row from 0, at least `many`; all rows are one window otherwise. Raises `Mistake` for rows
-    without a column that is needed.
+    window of each row from 0, at least `many`; all rows are one window otherwise. Raises
+    `Mistake` for rows without a column that is needed.
     """
     of = [c.name for c in contract.features] if contract else list(map(str, rows.columns))
     names = [name for name in like.bins if name != PREDICTION] if like else of

@@ -25,18 +25,23 @@ STARTING_LIMITS: Mapping[str, Mapping[str, str]] = {
         "max_true_positive_rate_difference = 0.25",
         "stability": "max_seed_deviation = 0.02\nmax_churn = 0.10\n"
         "max_noise_drop = 0.05\nmax_missing_drop = 0.10",
+        "performance": "max_error_increase = 0.05\nmax_calibration_shift = 0.05\n"
+        "max_ranking_drop = 0.05",
     },
     "multiclass": {
         "correctness": "min_skill = 0.05         ; better than always answering the class shares",
         "fairness": "max_accuracy_difference = 0.20",
         "stability": "max_seed_deviation = 0.02\nmax_churn = 0.20\n"
         "max_noise_drop = 0.05\nmax_missing_drop = 0.10",
+        "performance": "max_error_increase = 0.05\nmax_calibration_shift = 0.05",
     },
     "regression": {
         "correctness": "min_r2 = 0.30",
         "fairness": "max_mae_ratio = 1.5         ; the worst group's error against everyone's",
         "stability": "max_seed_deviation = 0.05\nmax_churn = 0.20\n"
         "max_noise_drop = 0.10\nmax_missing_drop = 0.20",
+        "performance": "max_mae_increase = 0.25    ; in shares of the error at release\n"
+        "max_bias_shift = 0.25",
     },
 }
 

@@ -117,11 +117,9 @@ def make_current(
     if not kept.any():
         raise Mistake("no row is left: the contract refuses every one")
     rows, features = (f[kept].reset_index(drop=True) for f in (frame, checkup.features))
-    at = rows[time] if time in rows else None
-    if parts:
-        windows = cut(None, len(rows), parts=parts)
-    else:
-        windows = cut(at, len(rows), asked.period)
+    at = rows.get(time)
+    by_time = (at, len(rows), asked.period)
+    windows = cut(None, len(rows), parts=parts) if parts else cut(*by_time)
     target = outcomes(contract, rows)
     least = settings.limits.performance.get("min_label_coverage", 0.8)
     came = None if came is None else came[kept].reset_index(drop=True)

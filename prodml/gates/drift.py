@@ -118,7 +118,7 @@ def table(drift: Drift) -> pd.DataFrame:
         level = LEVELS[2 if alert >= 1 else 1 if notice >= 1 else 0]
         told = drift.watched.alert if level == "alert" else drift.watched.notice
         one = int(mine[np.argmax(told[-1, mine])])
-        since = onset(drift.watched.z[:, one])
+        since = 0 if level == "calm" else onset(drift.watched.z[:, one])
         heard = drift.importance.get(name, 1.0 if name == PREDICTION else 0.0)
         row: dict[str, Any] = {"column": name, "level": level, "what": drift.known.names[one]}
         row |= _shift(drift, one, since) | {"since": since + 1, "importance": heard}

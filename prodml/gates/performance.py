@@ -96,7 +96,7 @@ class Seen:
     side: str
     reference: float  # the measure on the reference
     table: pd.DataFrame  # by look: rows, value, low, high, evidence
-    increase: float  # since the likeliest beginning
+    increase: float  # since the likeliest beginning of an alarm, else of all looks
     low: float
     high: float
     since: int
@@ -106,7 +106,7 @@ class Seen:
         """Whether the last look stands in alarm."""
         return bool(len(self.table)) and bool(self.table["evidence"].iloc[-1] >= 1)
 
-
+# %% ../../nbs/gates/35_performance.ipynb #99effc16
 def see(
     loss: Loss, looks: Sequence[np.ndarray], tolerance: float, horizon: int, alpha: float
 ) -> Seen:
@@ -123,7 +123,8 @@ def see(
     values = {"rows": rows, "value": mean, "low": mean - reach, "high": mean + reach}
     table = pd.DataFrame(values | {"evidence": evidence})
     filled = np.flatnonzero(rows > 0)
-    since = int(filled[onset((mean - middle)[filled] / error[filled])]) if len(filled) else 0
+    alarm = len(filled) > 0 and evidence[-1] >= 1
+    since = int(filled[onset((mean - middle)[filled] / error[filled])]) if alarm else 0
     last = np.concatenate(parts[since:]) if len(filled) else np.array([])
     gap = float(last.mean()) - middle if len(last) else float("nan")
     both = float(norm.ppf(1 - alpha / 2)) * float(np.hypot(_error(last), known))
@@ -217,7 +218,7 @@ def _finding(seen: Seen, limit: float, looks: int) -> Finding:
     one = judge(seen.measure, seen.increase, seen.low, seen.high, limit, "max", rows, slice)
     if not rows:
         return one
-    since = f" since look {seen.since + 1} of {looks}" if looks > 1 else ""
+    since = f" since look {seen.since + 1} of {looks}" if seen.alarm and looks > 1 else ""
     spread = f"{seen.increase:+.3f} [{seen.low:+.3f}, {seen.high:+.3f}]"
     why = f"{spread}{since}, tolerated {number(limit)}"
     if seen.alarm:

@@ -57,7 +57,7 @@ def reference_profile(
     validation_prediction: np.ndarray,
     heard: dict[str, float] | None = None,
 ) -> Profile:
-    """The profile of the training `rows`, in their order, and of the answers on the validation part.
+    """The profile of the training `rows`, in order, and of the answers on the validation part.
 
     `heard` is the importance of each column.
     """

@@ -64,7 +64,7 @@ class TwoSample:
     rows: int  # in the half that judged
     culprits: dict[str, float]  # the largest first; they sum to 1
 
-
+# %% ../../nbs/gates/31_two_sample.ipynb #184cb6b8
 def two_sample(
     reference: pd.DataFrame, current: pd.DataFrame, confidence: float = 0.95, seed: int = 0
 ) -> TwoSample:

@@ -142,12 +142,14 @@ def page(notebook: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     body: str = exporter.from_notebook_node(shown, resources={"prodml": about})[0]
     return body
 
-
+# %% ../../nbs/report/82_render.ipynb #d9e5fcba
 def _remark(finding: Finding) -> str:
     """What the reason of `finding` says beyond the numbers of its row, and the count of rows."""
     numbers = f"{number(finding.value)} [{number(finding.low)}, {number(finding.high)}]"
     sign = "≥" if finding.bound == "min" else "≤"
-    rest = finding.why.removeprefix(f"{numbers}, limit {sign} {number(finding.limit)}").lstrip(":; ")
+    rest = finding.why.removeprefix(f"{numbers}, limit {sign} {number(finding.limit)}").lstrip(
+        ":; "
+    )
     rows = f"{finding.rows:,} rows" if finding.rows and " rows" not in rest else ""
     return ". ".join(part for part in (rest, rows) if part)
 
@@ -155,7 +157,7 @@ def _remark(finding: Finding) -> str:
 def _gravity(finding: Finding) -> int:
     return -SEVERITY.index(Verdict(finding.verdict))
 
-# %% ../../nbs/report/82_render.ipynb #d9e5fcba
+# %% ../../nbs/report/82_render.ipynb #b981fc19
 def _shown(notebook: Mapping[str, Any]) -> Any:
     """A copy of `notebook` with harmless outputs, and without those that the banner repeats."""
     import nbformat

@@ -112,9 +112,11 @@ def run_reports(
     note: str = "",
     warm: bool = sys.platform == "linux",
     cell_timeout: int | None = None,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Run]:
     """One `Run` for each template, in their order; files are in the folder `run_id` of `out_dir`.
 
+    `parameters` are given to all, and `own` to the report of that name alone.
     `timeout` in seconds is for each whole report, `cell_timeout` for a cell; `note` is shown on
     every page. With `warm`, kernels are forked from one process that has imported the libraries.
     Raises `Mistake` for a `run_id` that is no plain name or was used before, and equal names.
@@ -130,7 +132,8 @@ def run_reports(
     folder.mkdir(parents=True, exist_ok=True)
     limits = {"timeout": float(timeout), "cell_timeout": cell_timeout, "warm": warm}
     common = {**limits, "note": note, "folder": str(folder)}
-    about = [_job(path, parameters, run_id) | common for path in paths]
+    given = [{**parameters, **(own or {}).get(path.stem, {})} for path in paths]
+    about = [_job(*one, run_id) | common for one in zip(paths, given, strict=True)]
     ready = [job for job in about if not job["error"]]
     for job in about:
         if job["error"]:
