@@ -53,7 +53,8 @@ def cut(
         return pd.Series((order * min(parts, rows) // max(rows, 1)).astype(int))
     if times.isna().any():
         raise Mistake(f"{int(times.isna().sum())} rows have no time, so they fall in no window")
-    return pd.Series(np.searchsorted(_edges(times, period), times.to_numpy(), "right") - 1)
+    found = np.searchsorted(_edges(times, period), times.to_numpy(), "right")
+    return pd.Series(found - found.min())
 
 
 def _edges(times: pd.Series, period: str) -> np.ndarray:
@@ -62,6 +63,8 @@ def _edges(times: pd.Series, period: str) -> np.ndarray:
     first, last = times.min().floor("D"), times.max()
     try:
         step = pd.tseries.frequencies.to_offset(period)
+        if not first + step > first:
+            raise ValueError("it does not go forward")
         edges = pd.date_range(first, last + step, freq=step)
     except (ValueError, TypeError) as error:
         right = "such as 1D, 7D or 1MS"
