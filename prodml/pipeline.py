@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from .artifact import save_model
 from .contract import Contract
 from .data import read
@@ -66,7 +64,7 @@ def train(settings: Settings, run_id: str = "", progress: Progress = silent) -> 
     progress("writing the candidate", 0.8)
     final = settings.folder / "candidates" / (run_id or new_run_id())
     with new_folder(final) as folder:
-        _write_candidate(folder, settings, contract, parts.train, tables, training)
+        _write_candidate(folder, settings, contract, parts, tables, training)
         (folder / "data.json").write_text(describe_data(parts, kept, tables, settings))
     return final
 
@@ -75,7 +73,7 @@ def _write_candidate(
     folder: Path,
     s: Settings,
     contract: Contract,
-    train: pd.DataFrame,
+    parts: Parts,
     tables: dict[str, Table],
     training: Training,
 ) -> None:
@@ -83,7 +81,9 @@ def _write_candidate(
     save_model(folder, best, contract, tables["test"].features, s.model.trusted, training.to_dict())
     heard = importance(lambda rows: predict(best.estimator, rows, contract.task), validation)
     told = predict(best.estimator, validation, contract.task)
-    known = reference_profile(contract, train[tables["train"].kept], told, heard)
+    rows = [getattr(parts, n)[tables[n].kept] for n in ("train", "validation")]
+    cuts = s.data.time, s.monitor.period
+    known = reference_profile(contract, rows[0], rows[1], told, heard, *cuts)
     (folder / "profile.bin").write_bytes(known.to_bytes())
     (folder / "contract.json").write_text(contract.to_json(), encoding="utf-8")
     (folder / "settings.ini").write_text(s.text, encoding="utf-8")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BINS', 'PREDICTION', 'MOST_PAIRED', 'Bins', 'by_window', 'make_bins', 'rank_scores', 'products', 'Profile',
-           'read_profile', 'profile']
+           'read_profile', 'watched', 'profile']
 
 # %% ../nbs/15_profile.ipynb #687c31ae
 import json
@@ -16,7 +16,8 @@ from io import BytesIO
 import numpy as np
 import pandas as pd
 
-from .contract import Contract
+from .contract import Column, Contract
+from .frame import SAME
 from .settings import Mistake
 from .sketch import make_sketch, merge_sketches
 
@@ -32,6 +33,11 @@ class Bins:
     edges: tuple[float, ...] = ()
     levels: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()  # of each bin, mean 0 and variance 1; of `missing` 0
+
+    @property
+    def constant(self) -> bool:
+        """Whether the reference had one value only."""
+        return len(self.levels) == 1 or (not self.levels and len(self.edges) == 2)
 
     @property
     def size(self) -> int:
@@ -66,15 +72,18 @@ def by_window(codes: np.ndarray, windows: np.ndarray, many: int, size: int) -> n
 
 # %% ../nbs/15_profile.ipynb #2ae9771b
 def make_bins(values: pd.Series, levels: tuple[str, ...] = ()) -> Bins:
-    """The bins of a column: its levels, or up to 40 between quantiles of `values`."""
+    """The bins of a column: its levels, or some 40 between quantiles, and one beyond each end."""
     if levels:
         return Bins(levels=levels)
     numbers = pd.to_numeric(values, errors="coerce").astype("Float64")
     kept: np.ndarray = numbers.to_numpy(np.float32, na_value=np.nan)
     kept = np.sort(kept[np.isfinite(kept)])
     at = np.arange(1, BINS) * len(kept) // BINS  # an edge is a value that occurs
-    edges = np.unique(kept[at]).tolist() if len(kept) else []
-    return Bins(edges=tuple(edges))
+    if len(kept) == 0:
+        return Bins()
+    below = np.nextafter(kept[0], np.float32(-np.inf))
+    edges = np.unique(np.concatenate([[below, kept[0], kept[-1]], kept[at]]))
+    return Bins(edges=tuple(edges.astype(np.float32).tolist()))
 
 # %% ../nbs/15_profile.ipynb #d2af0db4
 MOST_PAIRED = 60  # columns; their products grow with the square
@@ -195,6 +204,13 @@ def read_profile(content: bytes) -> Profile:
     return Profile(bins, dict(zip(bins, parts, strict=True)), pairs, sketch, importance)
 
 # %% ../nbs/15_profile.ipynb #4cbe8324
+def watched(contract: Contract) -> list[Column]:
+    """The features, and the columns that are ignored because training had one value of them."""
+    same = [c for c in contract.columns if c.role == "ignored" and c.note == SAME]
+    kept = [c for c in same if c.numeric or len(c.levels) == 1]
+    return [*contract.features, *kept]
+
+# %% ../nbs/15_profile.ipynb #1ebe26f7
 def profile(
     rows: pd.DataFrame,
     contract: Contract | None = None,
@@ -205,27 +221,29 @@ def profile(
 ) -> Profile:
     """The profile of `rows`, by the bins of the reference `like` if given, window by window.
 
-    `rows` hold the features, as they were sent or as the model sees them. `windows` numbers the
-    window of each row from 0, at least `many`; all rows are one window otherwise. Raises
-    `Mistake` for rows without a column that is needed.
+    `rows` hold the features, as they were sent or as the model sees them; columns that were
+    constant in training are watched too, where they are there. `windows` numbers the window of each
+    row from 0, at least `many`; all rows are one window otherwise. Raises `Mistake` for rows
+    without a column that is needed.
     """
-    of = [c.name for c in contract.features] if contract else list(map(str, rows.columns))
+    of = [c.name for c in watched(contract)] if contract else list(map(str, rows.columns))
     names = [name for name in like.bins if name != PREDICTION] if like else of
-    if absent := [name for name in names if name not in rows.columns]:
+    absent = [name for name in names if name not in rows.columns]
+    if absent := [name for name in absent if not (like and like.bins[name].constant)]:
         raise Mistake(f"the rows have no column {absent[0]!r}, which the profile counts")
-    levels = {c.name: c.levels for c in contract.features if not c.numeric} if contract else {}
+    levels = {c.name: c.levels for c in watched(contract) if not c.numeric} if contract else {}
     bins = {n: like.bins[n] if like else make_bins(rows[n], levels.get(n, ())) for n in names}
     codes = np.empty((len(rows), len(names)), np.int16)
     for i, name in enumerate(names):
-        codes[:, i] = bins[name].place(rows[name])
+        codes[:, i] = bins[name].place(rows[name]) if name in rows else bins[name].size - 1
     place = np.zeros(len(rows), np.int64) if windows is None else np.asarray(windows, np.int64)
     size, counts = max(int(place.max(initial=0)) + 1, many), {}
     for i, (name, one) in enumerate(bins.items()):
-        counts[name] = by_window(codes[:, i], place, size, one.size)
-        if like is None and i < MOST_PAIRED:
+        counts[name] = by_window(codes[:, i], place, size, one.size) * (name in rows)
+        if like is None and i < MOST_PAIRED and not one.constant:
             bins[name] = replace(one, scores=rank_scores(one, counts[name].sum(axis=0)))
     scored = [i for i, one in enumerate(bins.values()) if one.scores]
     kept = [one for one in bins.values() if one.scores]
     parts = [codes] if size == 1 else [codes[place == window] for window in range(size)]
     pairs = np.array([products(part[:, scored], kept) for part in parts])
-    return Profile(bins, counts, pairs, make_sketch(rows[names]) if sketch else b"")
+    return Profile(bins, counts, pairs, make_sketch(rows[[*counts]]) if sketch else b"")

@@ -181,8 +181,9 @@ def drift(
     seen = look(reference, current, edges[0], edges[1], looks, alpha)
     found = []
     for row in table(seen).to_dict("records"):
-        limit = own if row["column"] == PREDICTION else usual
-        if limit is not None:
+        limit, name = own if row["column"] == PREDICTION else usual, str(row["column"])
+        gone = name in reference.bins and reference.bins[name].constant and not row["rows"]
+        if limit is not None and not gone:  # a column nobody needs may be left out of later rows
             found.append(_finding(row, limit, smallest, seen))
     if "two_sample_auc" in allowed:
         found.append(_told_apart(apart, allowed["two_sample_auc"]))

@@ -49,14 +49,17 @@ def cut(
     Raises `Mistake` for a period that is none, or a row without a time.
     """
     if times is None or not period:
-        order = np.arange(rows) if times is None else times.rank(method="first").to_numpy() - 1
+        order = np.arange(rows)
+        if times is not None:
+            ties = np.random.default_rng(0).random(rows)
+            order[np.lexsort((ties, times.to_numpy()))] = np.arange(rows)
         return pd.Series((order * min(parts, rows) // max(rows, 1)).astype(int))
     if times.isna().any():
         raise Mistake(f"{int(times.isna().sum())} rows have no time, so they fall in no window")
     found = np.searchsorted(_edges(times, period), times.to_numpy(), "right")
     return pd.Series(found - found.min())
 
-
+# %% ../../nbs/gates/33_labels.ipynb #e19ce46c
 def _edges(times: pd.Series, period: str) -> np.ndarray:
     if times.dtype.kind != "M":
         return _steps(times, period)
@@ -121,8 +124,11 @@ def window_table(
     short = found["coverage"] < coverage
     found.loc[short, "why"] = f"fewer than {coverage:.0%} of its rows have a label"
     if as_of is not None and dated:
-        due = found["end"] + pd.Timedelta(days=delay)
-        late = due > as_of
-        found.loc[late, "why"] = "open until " + due[late].dt.strftime("%Y-%m-%d")
-    found["judged"] = found["why"] == ""
-    return found
+        found["why"] = _still_open(found["end"], delay, as_of).fillna(found["why"])
+    return found.assign(judged=found["why"] == "")
+
+# %% ../../nbs/gates/33_labels.ipynb #2fac43ae
+def _still_open(end: pd.Series, delay: float, as_of: pd.Timestamp) -> pd.Series:
+    """Until when each window is open; missing for those that are closed."""
+    due = end + pd.Timedelta(days=delay)
+    return ("open until " + due.dt.strftime("%Y-%m-%d")).where(due > as_of)

@@ -38,8 +38,14 @@ class Loss(NamedTuple):
     unit: float  # of the loss, in the measure's own
 
 
-def losses(task: str, reference: Answers, current: Answers, threshold: float) -> list[Loss]:
-    """The losses that fit the task."""
+def losses(
+    task: str,
+    reference: Answers,
+    current: Answers,
+    threshold: float,
+    looks: Sequence[np.ndarray],
+) -> list[Loss]:
+    """The losses that fit the task; `looks` are the row numbers of each."""
     if task == "regression":
         return _numeric_losses(reference, current)
     wrong = [row_errors(task, a.target, a.prediction, threshold) for a in (reference, current)]
@@ -48,7 +54,7 @@ def losses(task: str, reference: Answers, current: Answers, threshold: float) ->
     for side, sign in (("too low", 1), ("too high", -1)):
         halves = [(1 + sign * gap) / 2 for gap in gaps]
         found.append(Loss("calibration_shift", side, halves[0], halves[1], 2.0))
-    return found + (_ranking_losses(reference, current) if task == "binary" else [])
+    return [*found, *([_ranking_loss(reference, current, looks)] if task == "binary" else [])]
 
 # %% ../../nbs/gates/35_performance.ipynb #8b73f474
 def _gap(task: str, answers: Answers) -> np.ndarray:
@@ -59,20 +65,26 @@ def _gap(task: str, answers: Answers) -> np.ndarray:
     return np.asarray(hit - answers.prediction.max(axis=1))
 
 
-def _ranking_losses(reference: Answers, current: Answers) -> list[Loss]:
-    found = []
-    for side, positive in (("positives", True), ("negatives", False)):
-        others = np.sort(reference.prediction[(reference.target == 1) != positive, 1])
-        if len(others) == 0:
+def _ranking_loss(reference: Answers, current: Answers, looks: Sequence[np.ndarray]) -> Loss:
+    """The share of the other class, drawn from the same look, that each row fails to outrank."""
+    whole = [np.arange(len(reference.target))]
+    known = _outranked(reference, whole)
+    return Loss("ranking_drop", "", known[~np.isnan(known)], _outranked(current, looks), 1.0)
+
+
+def _outranked(answers: Answers, looks: Sequence[np.ndarray]) -> np.ndarray:
+    """For each row of a look's smaller class the share lost to its own part of the larger class."""
+    found, generator = np.full(len(answers.target), np.nan), np.random.default_rng(0)
+    for rows in looks:
+        sides = [rows[answers.target[rows] == side] for side in (0, 1)]
+        small, large = sorted(sides, key=len)
+        if len(small) == 0:
             continue
-        each = []
-        for one in (reference, current):
-            score = one.prediction[:, 1]
-            ends = [np.searchsorted(others, score, at) for at in ("left", "right")]
-            share = (ends[0] + ends[1]) / 2 / len(others)
-            lost = 1 - share if positive else share
-            each.append(np.where((one.target == 1) == positive, lost, np.nan))
-        found.append(Loss("ranking_drop", side, each[0][~np.isnan(each[0])], each[1], 1.0))
+        parts = generator.permutation(large)[: len(large) // len(small) * len(small)]
+        rivals = answers.prediction[parts.reshape(len(small), -1), 1]
+        gap = rivals - answers.prediction[small, 1][:, None]
+        gap = gap if small is sides[1] else -gap
+        found[small] = ((gap > 0) + (gap == 0) / 2).mean(axis=1)
     return found
 
 
@@ -124,7 +136,9 @@ def see(
     table = pd.DataFrame(values | {"evidence": evidence})
     filled = np.flatnonzero(rows > 0)
     alarm = len(filled) > 0 and evidence[-1] >= 1
-    since = int(filled[onset((mean - middle)[filled] / error[filled])]) if alarm else 0
+    since = (
+        int(filled[onset(np.maximum((mean - middle)[filled] / error[filled], 0))]) if alarm else 0
+    )
     last = np.concatenate(parts[since:]) if len(filled) else np.array([])
     gap = float(last.mean()) - middle if len(last) else float("nan")
     both = float(norm.ppf(1 - alpha / 2)) * float(np.hypot(_error(last), known))
@@ -195,7 +209,8 @@ def performance(
     rows of `current`; it becomes the tripwire for concept drift.
     """
     allowed = {limit_key("performance", key): limit for key, limit in limits.items()}
-    each = [one for one in losses(task, reference, current, threshold) if one.measure in allowed]
+    every = losses(task, reference, current, threshold, looks)
+    each = [one for one in every if one.measure in allowed]
     parts = len(each) + (estimated is not None)
     if not each:
         why = f"no limit in [performance] fits a {task} task"
@@ -226,9 +241,9 @@ def _finding(seen: Seen, limit: float, looks: int) -> Finding:
     if one.verdict is Verdict.PASS:
         return replace(one, verdict=Verdict.PASS, why=why)
     if one.verdict is Verdict.FAIL:
-        why = (
-            f"notice: {why}; one look would call it an alarm, the budget of all looks does not yet"
-        )
+        over = int((seen.table["evidence"] >= 1).sum())
+        told = f"it was an alarm in {over} of {looks} looks, and has eased" if over else ""
+        why = f"notice: {why}; {told or 'not yet an alarm under the budget of all looks'}"
         return replace(one, verdict=Verdict.WARN, why=why)
     needed = rows_needed(seen.increase, seen.low, seen.high, limit, rows) or 4 * rows
     why += f": not enough data, {rows} labelled rows, about {needed} needed"

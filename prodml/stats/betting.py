@@ -54,7 +54,8 @@ def bet_on_looks(looks: list[np.ndarray], mean: float, horizon: int, alpha: floa
     stakes, found = np.full(len(BETS), -np.inf), []
     for losses in looks:
         if len(losses):
-            stakes = np.logaddexp(stakes, 0.0) + log_gains(losses, mean)
+            most = math.log(10 * len(BETS) * horizon / alpha)  # beyond, alarms would never end
+            stakes = np.minimum(np.logaddexp(stakes, 0.0) + log_gains(losses, mean), most)
         whole = np.logaddexp.reduce(stakes) - math.log(len(BETS))
         found.append(math.exp(min(whole + math.log(alpha / horizon), 50.0)))
     return np.array(found)

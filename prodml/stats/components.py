@@ -55,7 +55,10 @@ def components_of(column: str, bins: Bins, counts: np.ndarray) -> list[Component
     if not bins.levels:
         found = [np.append(scores, 0.0) for scores in neyman_scores(total[:-1])]
         names = zip(NEYMAN, found, strict=False)
-        return [*(Component(column, n, scores, known, False) for n, scores in names), missing]
+        parts = [Component(column, n, scores, known, False) for n, scores in names]
+        ends = np.zeros(bins.size)
+        ends[[0, bins.size - 2]] = 1  # below and above all that the reference had
+        return [*parts, Component(column, "outside the range", ends, known, True), missing]
     unit = np.eye(bins.size)
     expected = total[:-2] / max(total[:-1].sum(), 1) * rows
     common = [i for i, many in enumerate(expected) if many >= FEWEST_EXPECTED]
