@@ -87,9 +87,7 @@ def learn_column(name: str, values: pd.Series, role: str) -> Column:
     counts = counts[counts >= max(1, min(FEWEST_ROWS, len(kept) // 100))]
     levels = tuple(sorted(counts.index[:MOST_LEVELS]))
     if len(levels) < 2 and role == "feature":
-        return Column(
-            name, "category", ignored, nullable, levels=levels, note=SAME
-        )
+        return Column(name, "category", ignored, nullable, levels=levels, note=SAME)
     fill = str(counts.index[0]) if levels else None
     return Column(name, "category", role, nullable, levels=levels, fill=fill)
 

@@ -146,7 +146,9 @@ MEASURES: Mapping[str, tuple[str, ...]] = {
     ),
     "stability": (
         *("max_seed_deviation", "max_fold_deviation", "max_churn"),
-        *("max_noise_drop", "max_missing_drop"),
+        *("max_noise_drop", "max_missing_drop", "max_unit_drop", "max_unseen_drop"),
+        *("max_stale_drop", "max_shift_drop", "max_extreme_drop"),
+        *("min_cv_quality", "max_slice_loss"),
     ),
     "drift": ("max_shift", "max_prediction_shift", "max_two_sample_auc"),
     "performance": (

@@ -157,9 +157,8 @@ def test_a_real_table_with_limits_it_meets_is_released(data, tmp_path):
         "max_calibration_error": 0.9,
         "max_seed_deviation": 1,
         "max_churn": 1,
-        "max_feature_psi": 50,
-        "max_prediction_psi": 50,
-        "max_missing_difference": 1,
+        "max_prediction_shift": 50,
+        "max_two_sample_auc": 1,
         "max_selection_rate_difference": 1,
         "max_true_positive_rate_difference": 1,
     }
