@@ -93,6 +93,20 @@ def _read_limits(source: _Source, gate: str, items: Mapping[str, str]) -> dict[s
     return limits
 
 
+def _read_population(source: _Source, section: str, items: Mapping[str, str]) -> dict[str, float]:
+    shares = {}
+    for group, text in items.items():
+        where = source.where(section, group)
+        try:
+            shares[group] = float(_convert(text.strip(), float))
+        except ValueError:
+            raise Mistake(f"{where}: {group} = {text!r} is not a share, such as 0.5.") from None
+    if min(shares.values(), default=0) < 0 or abs(sum(shares.values()) - 1) > 0.02:
+        total = f"they sum to {sum(shares.values()):g}"
+        raise Mistake(f"{source.where(section)}: the shares of [{section}] must sum to 1; {total}.")
+    return shares
+
+
 def _read_waiver(source: _Source, section: str, items: Mapping[str, str]) -> Waiver:
     gate, where = section.partition(".")[2], source.where(section)
     if gate not in MEASURES:
@@ -127,6 +141,7 @@ def _check(s: Settings, where: Callable[[str, str], str]) -> None:
         (m.threads >= 1 and s.project.jobs >= 1, "model", "threads", "at least 1, jobs too"),
         (m.threshold == "auto" or _is_share(m.threshold), "model", "threshold", "auto, or 0 to 1"),
         (0.5 <= x.confidence < 1, "limits", "confidence", "from 0.5 to below 1, such as 0.95"),
+        (x.intersections in (1, 2, 3), "limits", "intersections", "1, 2 or 3"),
         (set(x.required) <= set(MEASURES), "limits", "required", f"of {', '.join(MEASURES)}"),
         (s.release.max_age_days > 0, "release", "max_age_days", "more than 0 days"),
         (0 <= s.serve.port < 65536, "serve", "port", "a port from 0 to 65535"),
@@ -165,7 +180,8 @@ def parse_settings(text: str, path: str | Path = "settings.ini") -> Settings:
         raise Mistake(" ".join(str(error).split()) + ". A line reads: key = value.") from None
     found: dict[str, Any] = {name: {} for name in SECTIONS}
     limits: dict[str, Any] = {}
-    waivers = []
+    waivers: list[Waiver] = []
+    people: dict[str, dict[str, float]] = {}
     for name in parser.sections():
         items = dict(parser[name])
         if name in SECTIONS:
@@ -174,12 +190,16 @@ def parse_settings(text: str, path: str | Path = "settings.ini") -> Settings:
             limits[name] = _read_limits(source, name, items)
         elif name.startswith("waiver."):
             waivers.append(_read_waiver(source, name, items))
+        elif name.startswith("population."):
+            people[name.partition(".")[2]] = _read_population(source, name, items)
         else:
             known = [*SECTIONS, *MEASURES, *(f"waiver.{gate}" for gate in MEASURES)]
+            known += ["population.COLUMN"]
             raise Mistake(f"{source.where(name)}: no section [{name}]." + close_match(name, known))
     found["limits"] |= limits
     parts: dict[str, Any] = {name: kind(**found[name]) for name, kind in SECTIONS.items()}
-    settings = Settings(**parts, waivers=tuple(waivers), root=path.parent, text=text)
+    told = tuple(waivers)
+    settings = Settings(**parts, waivers=told, population=people, root=path.parent, text=text)
     _check(settings, source.where)
     return settings
 

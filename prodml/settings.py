@@ -85,6 +85,7 @@ class Limits:
 
     confidence: float = 0.95
     minimum_rows: int = 100  # a smaller group is said to be too small
+    intersections: int = 2  # how many sensitive columns are crossed; 1: none
     required: tuple[str, ...] = ("correctness", "fairness", "stability", "drift")
     correctness: Mapping[str, float] = field(default_factory=dict)
     fairness: Mapping[str, float] = field(default_factory=dict)
@@ -142,7 +143,7 @@ MEASURES: Mapping[str, tuple[str, ...]] = {
     "fairness": (
         *("max_selection_rate_difference", "max_true_positive_rate_difference"),
         *("max_false_positive_rate_difference", "max_equalized_odds_difference"),
-        *("max_accuracy_difference", "max_mae_ratio"),
+        *("max_accuracy_difference", "max_mae_ratio", "min_selection_rate_ratio"),
     ),
     "stability": (
         *("max_seed_deviation", "max_fold_deviation", "max_churn"),
@@ -180,6 +181,9 @@ class Settings:
     serve: Serve = Serve()
     monitor: Monitor = Monitor()
     waivers: tuple[Waiver, ...] = ()
+    population: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict
+    )  # column: group: share
     root: Path = Path(".")
     text: str = field(default="", repr=False)  # the file as it was written
 

@@ -6,14 +6,14 @@ import pytest
 from fairlearn import metrics
 from scipy.stats import binom
 
-from prodml.gates.fairness import (
-    compare,
-    compare_errors,
+from prodml.gates.fairness import compare, compare_errors, fairness
+from prodml.gates.groups import (
     counted,
+    crossed,
     difference_interval,
-    fairness,
     group_table,
     groups_of,
+    ratio_interval,
 )
 from prodml.settings import Mistake
 from prodml.verdict import Verdict
