@@ -7,14 +7,7 @@ from fairlearn import metrics
 from scipy.stats import binom
 
 from prodml.gates.fairness import compare, compare_errors, fairness
-from prodml.gates.groups import (
-    counted,
-    crossed,
-    difference_interval,
-    group_table,
-    groups_of,
-    ratio_interval,
-)
+from prodml.gates.groups import counted, difference_interval, group_table, groups_of
 from prodml.settings import Mistake
 from prodml.verdict import Verdict
 

@@ -1,4 +1,4 @@
-"""Offers of mitigation keep their word on rows they have not seen, and the data says who is in it."""
+"""Offers of mitigation keep their word on rows they have not seen; the data says who is in it."""
 
 import json
 import subprocess

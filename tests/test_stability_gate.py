@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
 from scipy.stats import binom
 
 from prodml.contract import Column, Contract
@@ -23,9 +24,7 @@ def table():
 
 def model(tilt=0.0, steep=2.0):
     def predict(features):
-        score = 1 / (
-            1 + np.exp(-steep * (features["a"].fillna(0) + tilt * features["b"].fillna(0)))
-        )
+        score = expit(steep * (features["a"].fillna(0) + tilt * features["b"].fillna(0)))
         return np.column_stack([1 - score, score])
 
     return predict
@@ -117,7 +116,7 @@ def test_the_interval_of_a_paired_drop_covers_it(task):
         if task == "regression":
             return x + noise, x, x + 0.5 * r.normal(size=rows)
         y = (x + noise > 0).astype(int)
-        told = [1 / (1 + np.exp(-z)) for z in (x, x + 0.7 * r.normal(size=rows))]
+        told = [expit(z) for z in (x, x + 0.7 * r.normal(size=rows))]
         return y, *(np.column_stack([1 - p, p]) for p in told)
 
     truth = np.mean([drop(task, *world(20_000))[0] for _ in range(20)])

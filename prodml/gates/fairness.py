@@ -141,11 +141,14 @@ def fairness(
                 wanted = np.ones(rows, int) if several else target
                 given = (decision == target).astype(int) if several else decision
                 found.append(compare(wanted, given, groups, name, measure, *rest))
-    if not found:
-        said = none_declared and sensitive.columns.empty
-        lack = "limits in [fairness]" if len(sensitive.columns) else "sensitive columns in [data]"
-        why = f"not examined: there are no {lack}"
-        why = "the settings declare that no column is sensitive" if said else why
-        nothing = (None, None, None, None, "max", Verdict.PASS if said else Verdict.WARN, why, rows)
-        found.append(Finding("fairness", "all", *nothing))
+    found = found or [_unasked(sensitive, none_declared, rows)]
     return GateResult("fairness", tuple(found), run_id)
+
+# %% ../../nbs/gates/25_fairness.ipynb #fa1r0una
+def _unasked(sensitive: pd.DataFrame, none_declared: bool, rows: int) -> Finding:
+    """The finding where there was nothing to compare."""
+    lack = "limits in [fairness]" if len(sensitive.columns) else "sensitive columns in [data]"
+    verdict, why = Verdict.WARN, f"not examined: there are no {lack}"
+    if none_declared and sensitive.columns.empty:
+        verdict, why = Verdict.PASS, "the settings declare that no column is sensitive"
+    return Finding("fairness", "all", None, None, None, None, "max", verdict, why, rows)

@@ -61,7 +61,7 @@ def column(generator, kind, rows, day=0.0, change=None):
 
 
 def table(generator, columns, rows, day=0.0, change=None):
-    """One window of `columns` columns of five kinds in turn; the change is in the first that fits."""
+    """One window of `columns` columns of five kinds in turn; the first that fits has the change."""
     change = change or {}
     made = {}
     hit = 3 if "share" in change else 0

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import warnings
+from pathlib import Path
 
 os.environ.update(NML_DISABLE_USAGE_LOGGING="1", WHYLOGS_NO_ANALYTICS="True", OMP_NUM_THREADS="1")
 os.environ.update(DO_NOT_TRACK="1", TF_CPP_MIN_LOG_LEVEL="3")
@@ -176,7 +177,7 @@ def run(peer, job):
 
 def memory(name):
     """A number of megabytes from the kernel's account of this process (Linux)."""
-    lines = open("/proc/self/status").read().splitlines()
+    lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
