@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
+from benchmarks.drift.years import LOOKS, year
 from scipy.stats import binom, norm
 
-from prodml.gates.drift import look
-from prodml.profile import Bins, Profile
 from prodml.stats.betting import bet_on_looks, confidence_sequence, upper_bound
 from prodml.stats.components import Means
 from prodml.stats.detector import baseline, binomial_normal, detectable, normal_of, onset, watch
 
-YEARS, LOOKS, COMPONENTS = 300, 365, 20
+YEARS, COMPONENTS = 300, 20
 WEIGHTS = np.full(COMPONENTS, 1 / COMPONENTS)
 NUMBERS = np.zeros(COMPONENTS, bool)
 
@@ -40,39 +39,6 @@ def test_a_reference_taken_for_the_truth_breaks_the_promise():
     seen = watch(believed, means(generator, LOOKS, 5.0), NUMBERS, WEIGHTS, LOOKS)
     alarmed = int((seen.notice.sum(axis=-1) >= 1).any(axis=-1).sum())
     assert alarmed > binom.ppf(0.999, YEARS, 0.05)
-
-
-def counts(generator, kind, rows, windows, daily):
-    """Counts of a column by window: forty equal bins and `missing`, or levels, that vary daily."""
-    if kind == "number":
-        edges = norm.ppf(np.arange(1, 40) / 40)
-        days = generator.normal(size=(windows, 1)) * daily
-        inner = norm.cdf(edges - days)
-        share = np.diff(np.hstack([np.zeros((windows, 1)), inner, np.ones((windows, 1))]), axis=1)
-        lost = generator.binomial(rows, 0.05, windows)
-        kept = [generator.multinomial(rows - m, p) for m, p in zip(lost, share, strict=True)]
-        return np.column_stack([kept, lost])
-    base = 1 / np.arange(1, kind + 1)
-    share = base * np.exp(generator.normal(size=(windows, kind)) * daily)
-    share /= share.sum(axis=1, keepdims=True)
-    found = [generator.multinomial(rows, p) for p in share]
-    return np.column_stack([found, np.zeros((windows, 2), int)])
-
-
-def year(seed, rows, windows, daily):
-    """The drift of a year of twenty columns of three kinds in which nothing changes."""
-    generator = np.random.default_rng([seed, rows, windows])
-    kinds = ["number"] * 12 + [5] * 4 + [30] * 4
-    bins, before, after = {}, {}, {}
-    for i, kind in enumerate(kinds):
-        numbers = kind == "number"
-        bins[f"c{i}"] = (
-            Bins(edges=tuple(range(39))) if numbers else Bins(levels=tuple(map(str, range(kind))))
-        )
-        before[f"c{i}"] = counts(generator, kind, rows, windows, daily)
-        after[f"c{i}"] = counts(generator, kind, rows, LOOKS, daily)
-    old = Profile(bins, before, np.zeros((windows, 3, 0)))
-    return look(old, Profile(bins, after, np.zeros((LOOKS, 3, 0))))
 
 
 @pytest.mark.parametrize(("rows", "windows", "daily"), [(500, 10, 0.0), (5000, 30, 0.05)])

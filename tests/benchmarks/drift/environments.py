@@ -12,7 +12,13 @@ PEERS = {
     "nannyml": ["nannyml==0.13.1", "statsmodels", "setuptools<81"],
     "whylogs": ["whylogs[viz]==1.6.4", "numpy<2", "pandas<2.3", "scipy", "ipython", "pybars3"],
     "alibi": ["alibi-detect==0.13.0", "pandas<2.3"],
-    "deepchecks": ["deepchecks==0.19.1", "scikit-learn==1.6.1", "pandas==2.3.3", "setuptools<81"],
+    "deepchecks": [
+        "deepchecks==0.19.1",
+        "numpy<2",
+        "scikit-learn==1.6.1",
+        "pandas==2.3.3",
+        "setuptools<81",
+    ],
 }
 
 

@@ -3,6 +3,7 @@
 A job is a dict: kind, rows (of a look), columns, looks, seed, and for a change its name.
 """
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ REAL = {  # file: target, time, dropped, share of the time that is the reference
 
 def windows(rows: int) -> int:
     """How many windows of so many rows the reference has."""
-    return WINDOWS if rows <= 500 else 20 if rows <= 5000 else 10
+    return WINDOWS if rows <= 5000 else 10
 
 
 def column(generator, kind, rows, day=0.0, change=None):
@@ -85,17 +86,24 @@ def changed(job):
 
 
 def tables(job):
-    """The reference and the looks of a job."""
+    """The reference of a job, and its looks one after another: all at once may not fit."""
     if job["kind"] == "real":
         return real(job)
     generator = np.random.default_rng([job["seed"], job["rows"], job["columns"]])
     day, change = job.get("day", 0.0), CHANGES.get(job.get("change", ""), {})
     many = windows(job["rows"])
     reference = [table(generator, job["columns"], job["rows"], day) for _ in range(many)]
-    looks = [
+    looks = (
         table(generator, job["columns"], job["rows"], day, change) for _ in range(job["looks"])
-    ]
+    )
     return pd.concat(reference, ignore_index=True), looks
+
+
+def first_of(looks):
+    """The first look, and all of them."""
+    looks = iter(looks)
+    first = next(looks)
+    return first, chain([first], looks)
 
 
 def real(job):
@@ -109,4 +117,4 @@ def real(job):
     frame = frame.drop(columns=[target, time, *drop])
     later = frame[late].reset_index(drop=True)
     place = np.arange(len(later)) * job["looks"] // len(later)
-    return frame[~late].reset_index(drop=True), [later[place == i] for i in range(job["looks"])]
+    return frame[~late].reset_index(drop=True), (later[place == i] for i in range(job["looks"]))

@@ -2,8 +2,9 @@
 
     python worker.py PEER < jobs.jsonl > results.jsonl
 
-Every library at its defaults: what its report over all columns would flag. A result holds, for
-each look, the flagged columns; a job that takes too long is cut, and says after how many looks.
+Every library at its defaults: what its report over all columns would flag. A result holds, beside
+the job, the looks that were measured, those with an alarm, and those whose alarm names a column
+that changed; a job that takes too long is cut, and its result says after how many looks.
 """
 
 import json
@@ -12,6 +13,7 @@ import os
 import sys
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.update(NML_DISABLE_USAGE_LOGGING="1", WHYLOGS_NO_ANALYTICS="True", OMP_NUM_THREADS="1")
@@ -21,9 +23,9 @@ logging.disable(logging.CRITICAL)
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
-from streams import changed, table, tables, windows  # noqa: E402
+from streams import changed, first_of, table, tables, windows  # noqa: E402
 
-SECONDS = float(os.environ.get("JOB_SECONDS", "150"))
+SECONDS = float(os.environ.get("JOB_SECONDS", "240"))
 
 
 def numeric(values):
@@ -51,8 +53,9 @@ def nannyml(reference, looks):
     import nannyml as nml
 
     text = [name for name in reference if not numeric(reference[name])]
+    first, looks = first_of(looks)
     calculator = nml.UnivariateDriftCalculator(
-        column_names=list(reference), treat_as_categorical=text, chunk_size=len(looks[0])
+        column_names=list(reference), treat_as_categorical=text, chunk_size=len(first)
     ).fit(reference)
     for look in looks:
         found = calculator.calculate(look).filter(period="analysis").to_df()
@@ -113,7 +116,7 @@ def deepchecks(reference, looks):
         yield flagged
 
 
-def counted(reference, looks, windows):
+def counted(reference, looks, windows, sketch=False):
     """prodml's profiles of both, a window for each look."""
     from prodml.contract import Column, Contract
     from prodml.profile import profile
@@ -126,53 +129,80 @@ def counted(reference, looks, windows):
 
     contract = Contract("b", "binary", "y", ("no", "yes"), tuple(map(described, reference)))
     place = np.arange(len(reference)) * windows // len(reference)
-    known = profile(reference, contract, windows=place, sketch=False)
+    known = profile(reference, contract, windows=place, sketch=sketch)
     whole = None
     for look in looks:
-        seen = profile(look, like=known, sketch=False)
+        seen = profile(look, like=known, sketch=sketch)
         whole = seen if whole is None else whole.merge(seen)
     return known, whole
 
 
-def prodml(reference, looks, level="notice", windows=30):
-    """The alarms of prodml: at most 5 % a year for any false one, over all columns."""
-    from prodml.gates.drift import look
+LEVELS = ("notice", "alert")
 
-    seen = look(*counted(reference, looks, windows))
-    evidence = seen.evidence(level)
-    raised = seen.alarms(level)
-    for i in range(len(looks)):
+
+def judged(seen, level):
+    """The flagged columns of each look: at most 5 % a year for any false one, over all columns."""
+    evidence, raised = seen.evidence(level), seen.alarms(level)
+    for i in range(len(raised)):
         own = evidence.columns[evidence.iloc[i] >= 1].tolist()
         yield own or (["(all together)"] if raised[i] else [])
 
 
+def prodml(job, reference, looks):
+    """What prodml says of each look, by level."""
+    from prodml.gates.drift import look
+
+    many = 30 if job["kind"] == "real" else windows(job["rows"])
+    seen = look(*counted(reference, looks, many))
+    return {level: list(judged(seen, level)) for level in LEVELS}
+
+
+def year(job):
+    """What prodml says of each day of a year without a change."""
+    from years import year
+
+    seen = year(job["seed"], job["rows"], job["windows"], job["day"])
+    return {level: list(judged(seen, level)) for level in LEVELS}
+
+
 PEERS = {
-    "prodml notice": prodml,
-    "prodml alert": lambda r, w, **more: prodml(r, w, "alert", **more),
     "evidently": evidently,
     "nannyml": nannyml,
     "whylogs": whylogs,
     "alibi": alibi,
     "deepchecks": deepchecks,
 }
+PACKAGE = {"alibi": "alibi-detect"}
+
+
+def versions(peer):
+    """The library and what it stands on."""
+    names = (PACKAGE.get(peer, peer), "numpy", "pandas")
+    return ", ".join(f"{name} {version(name)}" for name in names)
+
+
+def told(job, flagged):
+    """The looks, from 1, with an alarm, and those whose alarm names a column that changed."""
+    right = {*changed(job), "(pairs)"} if job["kind"] == "change" else set()
+    alarms = [i for i, one in enumerate(flagged, 1) if one]
+    return {"measured": len(flagged), "alarms": alarms} | (
+        {"hits": [i for i in alarms if right & set(flagged[i - 1])]} if right else {}
+    )
 
 
 def run(peer, job):
-    """The result of a job: the flagged columns of each look."""
+    """The results of a job, by the name under which they are kept."""
+    start = time.process_time()
+    if peer == "prodml":
+        found = year(job) if job["kind"] == "year" else prodml(job, *tables(job))
+        return {f"prodml {level}": told(job, flagged) for level, flagged in found.items()}
     reference, looks = tables(job)
-    more = (
-        {"windows": 30 if job["kind"] == "real" else windows(job["rows"])}
-        if "prodml" in peer
-        else {}
-    )
-    start, flagged = time.process_time(), []
-    for columns in PEERS[peer](reference, looks, **more):
+    flagged = []
+    for columns in PEERS[peer](reference, looks):
         flagged.append(columns)
         if time.process_time() - start > SECONDS:
             break
-    seconds = time.process_time() - start
-    hit = [bool(set(one) & {*changed(job), "(pairs)"}) for one in flagged]
-    return {"alarm": [bool(one) for one in flagged], "hit": hit, "seconds": round(seconds, 3)}
+    return {peer: told(job, flagged)}
 
 
 def memory(name):
@@ -181,38 +211,54 @@ def memory(name):
     return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
+def report(peer, reference, look, sketch=False):
+    """One report on two tables, all of it."""
+    if peer != "prodml":
+        return list(PEERS[peer](reference, [look]))
+    from prodml.gates.drift import drift
+
+    return drift(*counted(reference, [look], 30, sketch), {"max_shift": 0.1}, looks=365)
+
+
+def costs(work, *arguments):
+    """CPU seconds of a call, and the peak of memory beside what was there before."""
+    Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
+    before, start = memory("VmRSS"), time.process_time()
+    work(*arguments)
+    seconds, peak = time.process_time() - start, memory("VmHWM") - before
+    return {"seconds": round(seconds, 4), "megabytes": round(peak)}
+
+
 def speed(peer, job):
-    """CPU seconds of one report on two tables, and the peak of memory beside the tables."""
+    """What one report on two tables costs, and for prodml its parts."""
     generator = np.random.default_rng(job["seed"])
     reference, look = (table(generator, job["columns"], job["rows"]) for _ in range(2))
-    more = {"windows": 30} if "prodml" in peer else {}
-    list(PEERS[peer](reference[:1000], [look[:1000]], **more))  # imports and first calls
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # begin the peak anew
-    before, start = memory("VmRSS"), time.process_time()
-    list(PEERS[peer](reference, [look], **more))
-    seconds, peak = time.process_time() - start, memory("VmHWM") - before
-    return {"seconds": round(seconds, 3), "megabytes": round(peak)} | saved(peer, reference, look)
+    report(peer, reference[:1000], look[:1000], *[True] * (peer == "prodml"))  # imports
+    found = costs(report, peer, reference, look)
+    return {peer: found | (parts(reference, look) if peer == "prodml" else {})}
 
 
-def saved(peer, reference, look):
-    """CPU seconds of a report from two saved profiles, where there is such a thing."""
-    if peer != "prodml notice":
-        return {}
+def parts(reference, look):
+    """What whylogs' sketches add, a report from saved profiles, and rows profiled a second."""
     from prodml.gates.drift import drift
-    from prodml.profile import read_profile
+    from prodml.profile import profile, read_profile
+    from prodml.sketch import make_sketch
 
-    files = [one.to_bytes() for one in counted(reference, [look], 30)]
-    start = time.process_time()
-    drift(*(read_profile(file) for file in files), {"max_shift": 0.1}, looks=365)
-    found = {"from saved profiles": round(time.process_time() - start, 4)}
-    start = time.process_time()
-    from prodml.profile import profile
+    def saved():
+        drift(*map(read_profile, files), {"max_shift": 0.1}, looks=365)
 
-    begun = time.process_time() - start
-    profile(look, like=read_profile(files[0]))
-    spent = time.process_time() - start - begun
-    return found | {"profiled rows a second": round(len(look) / spent)}
+    known, seen = counted(reference, [look], 30, sketch=True)
+    files = [one.to_bytes() for one in (known, seen)]
+    found = {"with sketches": costs(report, "prodml", reference, look, True)}
+    found |= {"from saved profiles": costs(saved)["seconds"]}
+    works = {
+        "counts": lambda: profile(look, like=known, sketch=False),
+        "whylogs": lambda: make_sketch(look),
+        "both": lambda: profile(look, like=known),
+    }
+    for name, work in works.items():
+        found[f"rows a second, {name}"] = round(len(look) / costs(work)["seconds"])
+    return found
 
 
 def main():
@@ -220,10 +266,12 @@ def main():
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            result = speed(peer, job) if job["kind"] == "speed" else run(peer, job)
+            results = speed(peer, job) if job["kind"] == "speed" else run(peer, job)
         except Exception as error:  # a library that breaks down on a table is a result
-            result = {"error": f"{type(error).__name__}: {error}"[:200]}
-        print(json.dumps({"peer": peer, **job, **result}), flush=True)
+            results = {peer: {"error": f"{type(error).__name__}: {error}"[:200]}}
+        own = versions(peer)
+        lines = [{"peer": n, **job, **found, "versions": own} for n, found in results.items()]
+        print(json.dumps(lines, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":
