@@ -266,6 +266,7 @@ def serve(
     folder = render_service(settings, find_release(settings, name))
     command = serve_command(settings, port=port)
     print(f"Serving {folder} at http://{settings.serve.host}:{command[-1]}", file=sys.stderr)
+    os.environ["PRODML_ROOT"] = str(settings.root.resolve())
     os.chdir(folder)
     os.execv(command[0], command)
 

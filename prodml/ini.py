@@ -14,12 +14,23 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from .settings import CHOICES, MEASURES, Mistake, Settings, Waiver, close_match, limit_key
+from prodml.settings import (
+    CHOICES,
+    MEASURES,
+    Mistake,
+    Serve,
+    Settings,
+    Waiver,
+    close_match,
+    limit_key,
+)
 
 # %% ../nbs/02_ini.ipynb #15ec53ce
 def _convert(text: str, kind: Any) -> Any:
-    if kind is bool or kind is str:
+    if kind is str:
         return text
+    if kind is bool:
+        return {"yes": True, "true": True, "no": False, "false": False}[text.lower()]
     if kind is int:
         return int(text)
     if kind is float:
@@ -40,7 +51,12 @@ def split_list(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for row in rows for name in row if name.strip())
 
 
-WANTED = {int: "a whole number", float: "a number", dt.date: "a date such as 2027-01-31"}
+WANTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "yes or no",
+    dt.date: "a date such as 2027-01-31",
+}
 
 # %% ../nbs/02_ini.ipynb #2d3909de
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ def _read_section(source: _Source, section: str, items: Mapping[str, str], kind:
             raise Mistake(f"{where}: [{section}] has no setting {key!r}." + close_match(key, hints))
         try:
             values[key] = _convert(text.strip(), hints[key])
-        except ValueError:
+        except (ValueError, KeyError):
             wanted = WANTED.get(hints[key], "a valid value")
             raise Mistake(f"{where}: {key} = {text!r} is not {wanted}.") from None
     return values
@@ -144,7 +160,7 @@ def _check(s: Settings, where: Callable[[str, str], str]) -> None:
         (x.intersections in (1, 2, 3), "limits", "intersections", "1, 2 or 3"),
         (set(x.required) <= set(MEASURES), "limits", "required", f"of {', '.join(MEASURES)}"),
         (s.release.max_age_days > 0, "release", "max_age_days", "more than 0 days"),
-        (0 <= s.serve.port < 65536, "serve", "port", "a port from 0 to 65535"),
+        *_serve_rules(s.serve),
         (0 < w.alpha <= 0.5, "monitor", "alpha", "a chance above 0, at most 0.5"),
         (w.looks >= 1, "monitor", "looks", "at least 1"),
         (w.detectable > 0, "monitor", "detectable", "more than 0 standard deviations"),
@@ -160,6 +176,29 @@ def _is_share(text: str) -> bool:
         return 0 <= float(text) <= 1
     except ValueError:
         return False
+
+
+def _serve_rules(s: Serve) -> list[tuple[bool, str, str, str]]:
+    stores, ways = CHOICES["features"], CHOICES["challenge"]
+    rules = [
+        (0 <= s.port < 65536, "port", "a port from 0 to 65535"),
+        (s.workers >= 1, "workers", "at least 1 process"),
+        (s.max_rows >= 1, "max_rows", "at least 1"),
+        (s.max_bulk_rows >= s.max_rows, "max_bulk_rows", "at least as many as max_rows"),
+        (s.max_bytes >= 1000, "max_bytes", "at least 1000 bytes"),
+        (s.timeout > 0, "timeout", "more than 0 seconds"),
+        (s.concurrency >= 1, "concurrency", "at least 1 request"),
+        (s.drain >= 0, "drain", "0 seconds or more"),
+        (0 <= s.log_sample <= 1, "log_sample", "a share from 0 to 1"),
+        (s.log_flush > 0, "log_flush", "more than 0 seconds"),
+        (s.log_megabytes >= 1, "log_megabytes", "at least 1"),
+        (not s.features or s.features.startswith(stores), "features", f"{', '.join(stores)}"),
+        (s.features_max_age >= 0, "features_max_age", "0 seconds or more; 0: no limit"),
+        (s.features_timeout > 0, "features_timeout", "more than 0 seconds"),
+        (s.challenge in ways, "challenge", f"one of {', '.join(ways)}"),
+        (0 <= s.canary_share <= 1, "canary_share", "a share from 0 to 1"),
+    ]
+    return [(holds, "serve", key, right) for holds, key, right in rules]
 
 # %% ../nbs/02_ini.ipynb #2b1a20e5
 SECTIONS: dict[str, Any] = {

@@ -10,7 +10,7 @@ import pytest
 from released import PASSED, released, sealed, told
 
 from prodml.contract import check_rows
-from prodml.serve.scorer import RowsRefused, load_scorer
+from prodml.serve.scorer import RowsRefused, answer_facts, load_scorer, score
 from prodml.settings import Mistake
 
 KINDS = {
@@ -23,6 +23,11 @@ KINDS = {
 }
 
 
+def answer_of(scorer, rows):
+    """The answer of `scorer` to `rows`, as JSON values."""
+    return answer_facts(score(scorer, check_rows(scorer.contract, rows)))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_answers_are_the_notebooks(kind, tmp_path):
     target, candidate, native = KINDS[kind]
@@ -30,7 +35,7 @@ def test_the_answers_are_the_notebooks(kind, tmp_path):
     if native:
         one = sealed(one, tmp_path / "native", PASSED, native=True)
     scorer = load_scorer(one.folder)
-    answer = scorer.answer(one.rows)
+    answer = answer_of(scorer, one.rows)
     assert np.abs(told(one, answer["predictions"]) - one.answers).max() < 1e-6
     assert answer["release"] == one.folder.name and len(one.rows) > 300
     if one.contract.task == "binary":
@@ -40,7 +45,7 @@ def test_the_answers_are_the_notebooks(kind, tmp_path):
     if one.contract.task == "multiclass":
         best = [one.contract.classes[i] for i in one.answers.argmax(axis=1)]
         assert [p["label"] for p in answer["predictions"]] == best
-    single = [scorer.answer([row])["predictions"][0] for row in one.rows[:20]]
+    single = [answer_of(scorer, [row])["predictions"][0] for row in one.rows[:20]]
     assert np.abs(told(one, single) - one.answers[:20]).max() < 1e-6
 
 
@@ -50,7 +55,7 @@ def small(tmp_path_factory):
 
 
 def test_a_row_with_nothing_in_it_is_answered_and_flagged(small):
-    answer = load_scorer(small.folder).answer([{}])
+    answer = answer_of(load_scorer(small.folder), [{}])
     assert 0 <= answer["predictions"][0]["probability"] <= 1
     required = [c.name for c in small.contract.features if not c.nullable]
     assert [p["column"] for p in answer["problems"]] == required and required
@@ -58,14 +63,14 @@ def test_a_row_with_nothing_in_it_is_answered_and_flagged(small):
 
 
 def test_no_rows_have_no_answers(small):
-    assert load_scorer(small.folder).answer([])["predictions"] == []
+    assert answer_of(load_scorer(small.folder), [])["predictions"] == []
 
 
 def test_one_bad_row_refuses_all_and_is_named(small):
     rows = [dict(row) for row in small.rows[:5]]
     rows[3]["age"] = "fifty-secret"
     with pytest.raises(RowsRefused) as refused:
-        load_scorer(small.folder).answer(rows)
+        answer_of(load_scorer(small.folder), rows)
     assert refused.value.checked.rejected == {3} and "secret" not in str(refused.value)
 
 
@@ -111,8 +116,9 @@ def test_a_contract_with_other_features_is_found_at_once(small, tmp_path):
 
 def test_scoring_by_onnx_imports_no_laboratory_and_leaves_no_telemetry(small, tmp_path):
     code = (
-        "import sys; from prodml.serve.scorer import load_scorer;"
-        f"load_scorer({str(small.folder)!r}).answer([{{}}]);"
+        "import sys; from prodml.serve.scorer import load_scorer, score;"
+        "from prodml.contract import check_rows;"
+        f"one = load_scorer({str(small.folder)!r}); score(one, check_rows(one.contract, [{{}}]));"
         "print(*({'pandas', 'sklearn', 'xgboost', 'skops', 'scipy', 'onnx'} & set(sys.modules)))"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ORT_")}

@@ -55,6 +55,46 @@ def test_every_slip_is_told(slip):
     assert all(word in str(told.value) for word in ["settings.ini", *words]), told.value
 
 
+SERVE = {
+    "workers": ("0", "1.5"),
+    "max_rows": ("0", "many"),
+    "max_bulk_rows": ("10",),
+    "max_bytes": ("0", "1e6"),
+    "timeout": ("0", "-1", "inf"),
+    "concurrency": ("0",),
+    "drain": ("-1", "nan"),
+    "log_sample": ("1.1", "-0.1"),
+    "log_flush": ("0",),
+    "log_megabytes": ("0",),
+    "metrics": ("maybe", ""),
+    "gauge": ("2",),
+    "features": ("mysql://host", "/a/file"),
+    "features_max_age": ("-1",),
+    "features_timeout": ("0",),
+    "challenge": ("duel",),
+    "canary_share": ("2",),
+}
+
+
+@pytest.mark.parametrize(("key", "bad"), [(key, bad) for key in SERVE for bad in SERVE[key]])
+def test_every_key_of_the_endpoint_is_checked_and_named_with_its_line(key, bad):
+    text = "[data]\nsource = a.csv\ntarget = y\n[serve]\n"
+    with pytest.raises(Mistake, match=rf"settings.ini, line 5: .*{key}"):
+        parse_settings(f"{text}{key} = {bad}\n")
+
+
+def test_what_the_endpoint_is_asked_for_has_its_type():
+    text = "[data]\nsource = a.csv\ntarget = y\n[serve]\n"
+    asked = "metrics = no\ngauge = yes\nmax_bulk_rows = 5000\nfeatures = redis://localhost:6379/0\n"
+    serve = parse_settings(text + asked + "canary_share = 0.25\nlog = predictions\n").serve
+    assert (serve.metrics, serve.gauge, serve.max_bulk_rows) == (False, True, 5000)
+    assert (serve.features, serve.canary_share, serve.log) == (
+        "redis://localhost:6379/0",
+        0.25,
+        "predictions",
+    )
+
+
 def test_a_comment_after_one_space_is_a_comment():
     assert parse_settings(GOOD.replace("trials = 3", "trials = 3 ; few")).model.trials == 3
 

@@ -14,18 +14,19 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # the copy of prodml beside this file goes first
 
 from prodml.serve.app import create_app  # noqa: E402
-from prodml.settings import Mistake  # noqa: E402
+from prodml.settings import Mistake, Serve  # noqa: E402
 
 told = json.loads((HERE / "service.json").read_text(encoding="utf-8"))
+serve = Serve(**told["serve"])
 try:
-    app = create_app(HERE / "release" / told["release"], **told["checks"])
+    app = create_app(HERE / "release" / told["release"], **told["checks"], serve=serve)
 except Mistake as mistake:
     sys.exit(f"Not served. {mistake}")
 
 
 @bentoml.service(
     name=told["name"],
-    workers=1,
+    workers=serve.workers,
     metrics={"enabled": False},  # these three cost more than the model itself
     logging={"access": {"enabled": False}},
     tracing={"excluded_urls": [".*"]},
