@@ -607,6 +607,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'prodml.settings.close_match': ('settings.html#close_match', 'prodml/settings.py'),
                                  'prodml.settings.limit_key': ('settings.html#limit_key', 'prodml/settings.py')},
             'prodml.sketch': { 'prodml.sketch._column': ('sketch.html#_column', 'prodml/sketch.py'),
+                               'prodml.sketch._texts': ('sketch.html#_texts', 'prodml/sketch.py'),
                                'prodml.sketch._whylogs': ('sketch.html#_whylogs', 'prodml/sketch.py'),
                                'prodml.sketch.make_sketch': ('sketch.html#make_sketch', 'prodml/sketch.py'),
                                'prodml.sketch.merge_sketches': ('sketch.html#merge_sketches', 'prodml/sketch.py'),

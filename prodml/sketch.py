@@ -22,6 +22,12 @@ def _whylogs() -> Any:
     return whylogs.core
 
 # %% ../nbs/09_sketch.ipynb #0feb83ab
+def _texts(values: pd.Series) -> pd.Series:
+    """Values of any other kind as texts; missing ones stay missing."""
+    plain = values.astype(object)
+    return plain.where(plain.isna(), plain.astype(str))
+
+
 def _column(values: pd.Series) -> Any:
     from whylogs.core.preprocessing import PreprocessedColumn
 
@@ -34,8 +40,8 @@ def _column(values: pd.Series) -> Any:
         column.inf_count = int(np.isinf(known).sum())
         column.numpy.floats = known
     else:
-        texts = values.astype(object)
-        known = texts[texts.notna() & (texts != "")].astype(str).to_numpy(dtype=object)
+        texts = values if isinstance(values.dtype, pd.StringDtype) else _texts(values)
+        known = texts[texts.notna() & (texts != "")].to_numpy(dtype=object)
         column.numpy.strings = known
     column.null_count = len(values) - len(known)
     return column
@@ -44,7 +50,7 @@ def _column(values: pd.Series) -> Any:
 def make_sketch(features: pd.DataFrame) -> bytes:
     """A whylogs profile view of `features`, serialised; missing numbers are nan, texts empty."""
     core = _whylogs()
-    profile = core.DatasetProfile()
+    profile = core.DatasetProfile(core.DatasetSchema(resolvers=core.resolvers.StandardResolver()))
     profile._schema.resolve(pandas=features.head(1))
     profile._initialize_new_columns(tuple(features.columns))
     for name in features:
