@@ -56,6 +56,8 @@ CODES: Mapping[str, str] = {
     "not_finite": "is not a finite number",
     "unknown_column": "is no column of this model",
     "not_an_object": "is not an object of column names and values",
+    "unknown_entity": "names an entity that is not in the feature store",
+    "stale_features": "names an entity whose features in the store are too old",
 }
 
 

@@ -180,6 +180,7 @@ def _is_share(text: str) -> bool:
 
 def _serve_rules(s: Serve) -> list[tuple[bool, str, str, str]]:
     stores, ways = CHOICES["features"], CHOICES["challenge"]
+    policies = CHOICES["features_policy"]
     rules = [
         (0 <= s.port < 65536, "port", "a port from 0 to 65535"),
         (s.workers >= 1, "workers", "at least 1 process"),
@@ -195,6 +196,8 @@ def _serve_rules(s: Serve) -> list[tuple[bool, str, str, str]]:
         (not s.features or s.features.startswith(stores), "features", f"{', '.join(stores)}"),
         (s.features_max_age >= 0, "features_max_age", "0 seconds or more; 0: no limit"),
         (s.features_timeout > 0, "features_timeout", "more than 0 seconds"),
+        (s.features_stale in policies, "features_stale", f"one of {', '.join(policies)}"),
+        (s.features_unknown in policies, "features_unknown", f"one of {', '.join(policies)}"),
         (s.challenge in ways, "challenge", f"one of {', '.join(ways)}"),
         (0 <= s.canary_share <= 1, "canary_share", "a share from 0 to 1"),
     ]

@@ -32,6 +32,7 @@ CHOICES = {
     "task": ("auto", "binary", "multiclass", "regression"),
     "candidates": ("linear", "forest", "xgboost"),
     "challenge": ("shadow", "canary"),
+    "features_policy": ("reject", "flag", "impute"),
     "features": ("sqlite:///", "redis://", "rediss://", "dynamodb://", "memory:"),
 }
 
@@ -148,8 +149,11 @@ class Serve:
     metrics: bool = True  # counters and times at /metrics
     gauge: bool = True  # drift against the release's reference, live
     features: str = ""  # sqlite:///FILE, redis://..., dynamodb://TABLE?region=... or memory:
+    features_entity: str = ""  # the column that names the entity; empty: the id column
     features_max_age: float = 0.0  # seconds after which a stored feature is stale; 0: never
     features_timeout: float = 0.05  # seconds to wait for the store
+    features_stale: str = "reject"  # a row with stale features: reject, flag or impute
+    features_unknown: str = "reject"  # a row of an entity that is not there: likewise
     challenger: str = ""  # a release that is tried beside this one
     challenge: str = "shadow"  # or canary
     canary_share: float = 0.1  # of the ids that a canary answers

@@ -71,6 +71,8 @@ SERVE = {
     "features": ("mysql://host", "/a/file"),
     "features_max_age": ("-1",),
     "features_timeout": ("0",),
+    "features_stale": ("ignore",),
+    "features_unknown": ("",),
     "challenge": ("duel",),
     "canary_share": ("2",),
 }
