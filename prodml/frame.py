@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['YES', 'MOST_LEVELS', 'FEWEST_ROWS', 'SAME', 'label', 'task_of', 'classes_of', 'learn_column', 'learn_contract',
-           'Checkup', 'check_frame', 'Table', 'make_table']
+           'Checkup', 'check_frame', 'as_typed', 'Table', 'make_table']
 
 # %% ../nbs/08_frame.ipynb #fd40d058
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .contract import Column, Contract, action_for
+from .contract import LARGEST, Column, Contract, action_for, check_level, check_number
 from .settings import Mistake, Settings
 
 # %% ../nbs/08_frame.ipynb #ef967474
@@ -144,8 +144,7 @@ def check_frame(contract: Contract, frame: pd.DataFrame) -> Checkup:
     rejected = np.zeros(len(frame), bool)
     counts: dict[str, int] = {}
     for column in contract.features:
-        check = _check_numbers if column.numeric else _check_levels
-        values, codes = check(column, frame[column.name])
+        values, codes = _check_column(column, frame[column.name])
         for code, where in codes.items():
             if where.any():
                 counts[code] = counts.get(code, 0) + int(where.sum())
@@ -157,33 +156,68 @@ def check_frame(contract: Contract, frame: pd.DataFrame) -> Checkup:
     return Checkup(pd.DataFrame(seen, index=frame.index), rejected, counts)
 
 # %% ../nbs/08_frame.ipynb #76220e08
+def _check_column(column: Column, values: pd.Series) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    kind = pd.api.types
+    if column.numeric and kind.is_numeric_dtype(values):
+        if not kind.is_bool_dtype(values) or column.type == "boolean":
+            return _check_numbers(column, values)
+    elif not column.numeric and isinstance(values.dtype, pd.StringDtype):
+        return _check_levels(column, values)
+    check: Any = check_number if column.numeric else check_level
+    plain = [
+        value.item() if isinstance(value, np.generic) else value
+        for value in values.astype(object).where(values.notna(), None)
+    ]
+    seen, told = zip(*(check(column, value) for value in plain), strict=True) if plain else ((), ())
+    codes = {code: np.array([one == code for one in told]) for code in {*told} - {""}}
+    return np.array(seen, np.float32 if column.numeric else object), codes
+
+
 def _check_numbers(column: Column, values: pd.Series) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     missing = values.isna().to_numpy()
-    if pd.api.types.is_numeric_dtype(values):
-        numbers = values.astype("Float64").to_numpy(np.float64, na_value=np.nan)
-        wrong = np.zeros(len(values), bool)
-    else:
-        numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64, True, np.nan)
-        wrong = np.isnan(numbers) & ~missing
-    infinite = np.abs(numbers) > 3.4e38
+    numbers = values.astype("Float64").to_numpy(np.float64, na_value=np.nan)
+    infinite = np.abs(numbers) > LARGEST
+    good = ~missing & ~infinite
+    codes = {"missing": missing & (not column.nullable), "not_finite": infinite}
     if column.type == "boolean":
-        wrong |= ~missing & ~infinite & ~np.isin(numbers, (0, 1))
-    low = -np.inf if column.minimum is None else column.minimum
-    high = np.inf if column.maximum is None else column.maximum
-    outside = ((numbers < low) | (numbers > high)) & ~infinite & ~wrong
+        codes["wrong_type"] = good & ~np.isin(numbers, (0, 1))
+    else:
+        broken = good & (numbers != np.trunc(numbers)) & (column.type == "integer")
+        low = -np.inf if column.minimum is None else column.minimum
+        high = np.inf if column.maximum is None else column.maximum
+        codes["not_integer"] = broken
+        codes["out_of_range"] = good & ~broken & ((numbers < low) | (numbers > high))
     numbers[infinite] = np.nan
-    codes = {"missing": missing & (not column.nullable), "wrong_type": wrong}
-    codes |= {"not_finite": infinite, "out_of_range": outside}
     return numbers.astype(np.float32), codes
 
 
 def _check_levels(column: Column, values: pd.Series) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     texts = values.astype(object).to_numpy()
     missing = values.isna().to_numpy() | (texts == "")
-    texts = np.where(missing, "", texts.astype(str)).astype(object)
-    unseen = ~missing & ~np.isin(texts.astype(str), list(column.levels))
+    texts = np.where(missing, "", texts).astype(object)
+    unseen = ~missing & ~values.isin(column.levels).to_numpy()
     texts[unseen] = ""
     return texts, {"missing": missing & (not column.nullable), "unseen_level": unseen}
+
+# %% ../nbs/08_frame.ipynb #3faaaf36
+def as_typed(contract: Contract, frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with the features as the contract types them, where they can be; else as they were."""
+    typed = {}
+    for column in contract.features:
+        values = frame.get(column.name)
+        if values is None:
+            continue
+        numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+        if column.numeric and isinstance(values.dtype, pd.StringDtype):
+            found = pd.to_numeric(values, errors="coerce").astype(float)
+            clean = (found.notna() | values.isna()).all()
+            typed[column.name] = (
+                found if clean else found.astype(object).where(found.notna(), values)
+            )
+        elif not column.numeric and numbers:
+            texts = [label(value) for value in values.astype(object)]
+            typed[column.name] = pd.Series(texts, values.index, "str").where(values.notna())
+    return frame.assign(**typed)
 
 # %% ../nbs/08_frame.ipynb #5c3f45b2
 class Table(NamedTuple):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prodml.contract import Column, Contract, check_rows, read_contract
 from prodml.data import read
-from prodml.frame import check_frame, learn_contract, make_table
+from prodml.frame import as_typed, check_frame, learn_contract, make_table
 from prodml.settings import Data, Mistake, Settings
 
 COLUMNS = (
@@ -23,8 +23,11 @@ COLUMNS = (
 )
 CONTRACT = Contract("toy", "binary", "late", ("no", "yes"), COLUMNS)
 
-numbers = st.none() | st.floats(-10, 200) | st.sampled_from([np.inf, -np.inf, 1e300, 0, 1])
-texts = st.none() | st.sampled_from(["Oslo", "Rome", "cook", "Atlantis", "", "<b>"])
+odd = st.sampled_from(
+    [True, False, "", "12", "Oslo", 7, 2.5, 10**400, 1e39, np.inf, -np.inf, np.nan]
+)
+numbers = st.none() | st.integers(-2, 12) | st.floats(-10, 200) | st.sampled_from([0, 1, 3.0]) | odd
+texts = st.none() | st.sampled_from(["Oslo", "Rome", "cook", "Atlantis", "", "<b>"]) | odd
 rows = st.lists(
     st.fixed_dictionaries({c.name: numbers if c.numeric else texts for c in COLUMNS}),
     min_size=1,
@@ -32,11 +35,12 @@ rows = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(rows)
-def test_a_row_and_a_table_get_the_same_answer(sent):
+@settings(max_examples=500, deadline=None)
+@given(rows, st.sampled_from([None, object]))
+def test_a_row_and_a_table_get_the_same_answer(sent, dtype):
     by_row = check_rows(CONTRACT, sent)
-    by_table = check_frame(CONTRACT, pd.DataFrame(sent, columns=[c.name for c in COLUMNS]))
+    names = [c.name for c in COLUMNS]
+    by_table = check_frame(CONTRACT, pd.DataFrame(sent, columns=names, dtype=dtype))
     assert by_row.rejected == set(np.flatnonzero(by_table.rejected))
     assert by_row.counts == by_table.counts
     kept = [i for i in range(len(sent)) if i not in by_row.rejected]
@@ -68,6 +72,60 @@ def test_each_bad_number_has_its_code(value, code):
     checked = check_rows(CONTRACT, [row])
     assert checked.counts == {code: 1}
     assert (checked.rejected == {0}) is (code != "out_of_range")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "code", "action"),
+    [
+        ('odd "name" <script>', 3.0, "", ""),
+        ('odd "name" <script>', 3.5, "not_integer", "rejected"),
+        ('odd "name" <script>', 99.5, "not_integer", "rejected"),
+        ('odd "name" <script>', 99, "out_of_range", "rejected"),
+        ("amount", True, "wrong_type", "rejected"),
+        ("amount", None, "", ""),
+        ("filled", None, "missing", "imputed"),
+        ("flag", 2, "wrong_type", "rejected"),
+        ("flag", 1.0, "", ""),
+        ("town", 7, "wrong_type", "rejected"),
+        ("town", "Atlantis", "unseen_level", "flagged"),
+        ("job", "", "missing", "flagged"),
+        ("job", "pilot", "unseen_level", "rejected"),
+    ],
+)
+def test_each_bad_value_has_one_answer_at_both_doors(column, value, code, action):
+    row = CONTRACT.example() | {column: value}
+    checked = check_rows(CONTRACT, [row])
+    assert [(p.column, p.code, p.action) for p in checked.problems] == (
+        [(column, code, action)] if code else []
+    )
+    table = check_frame(CONTRACT, pd.DataFrame([row]))
+    assert table.counts == checked.counts and table.rejected[0] == (action == "rejected")
+
+
+def test_names_that_are_not_the_contracts_are_counted_and_never_repeated():
+    rows = [CONTRACT.example() | {"secret-1": 1, "secret-2": 2, "id": "A-7"}, CONTRACT.example(), 3]
+    checked = check_rows(CONTRACT, rows)
+    assert checked.counts == {"unknown_column": 1, "not_an_object": 1, "missing": 3}
+    assert "secret" not in str(checked.problems) and checked.problems[0].column == ""
+
+
+def test_a_text_file_gets_the_types_of_the_contract_as_far_as_it_goes():
+    frame = pd.DataFrame([CONTRACT.example()] * 3)
+    frame["amount"] = ["12", "forty", None]
+    assert check_frame(CONTRACT, frame).counts == {"wrong_type": 2}
+    typed = as_typed(CONTRACT, frame)
+    assert check_frame(CONTRACT, typed).counts == {"wrong_type": 1}
+    assert check_frame(CONTRACT, typed).features["amount"][0] == 12
+    coded = Contract(
+        "toy",
+        "binary",
+        "late",
+        ("no", "yes"),
+        (Column("zip", "category", "feature", levels=("7", "8")),),
+    )
+    zips = pd.DataFrame({"zip": [7.0, 8.0, None]})
+    assert check_frame(coded, zips).counts == {"wrong_type": 2}
+    assert check_frame(coded, as_typed(coded, zips)).counts == {}
 
 
 def test_the_example_row_is_valid_and_survives_json():

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..contract import Contract
 from ..data import check_columns, read, read_table, tidy, times, within
-from ..frame import check_frame, label
+from ..frame import as_typed, check_frame, label
 from .labels import cut, join_labels, window_table
 from ..settings import Data, Mistake, Settings
 
@@ -112,7 +112,7 @@ def make_current(
         order = frame[time].argsort(kind="stable")
         frame = frame.iloc[order].reset_index(drop=True)
         came = None if came is None else came.iloc[order].reset_index(drop=True)
-    checkup = check_frame(contract, frame)
+    checkup = check_frame(contract, as_typed(contract, frame))
     kept = ~checkup.rejected
     if not kept.any():
         raise Mistake("no row is left: the contract refuses every one")
