@@ -223,7 +223,7 @@ class Ledger:
 
 # %% ../nbs/03_contract.ipynb #8949ef1b
 def check_values(column: Column, values: Sequence[Any], ledger: Ledger) -> np.ndarray:
-    """The array (rows,) that the model sees of `values`, float32 or object; problems go to `ledger`."""
+    """What the model sees of `values`: (rows,) float32 or object; problems go to `ledger`."""
     check: Any = check_number if column.numeric else check_level
     seen: list[Any] = []
     for row, value in enumerate(values):

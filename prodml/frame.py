@@ -201,7 +201,7 @@ def _check_levels(column: Column, values: pd.Series) -> tuple[np.ndarray, dict[s
 
 # %% ../nbs/08_frame.ipynb #3faaaf36
 def as_typed(contract: Contract, frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` with the features as the contract types them, where they can be; else as they were."""
+    """`frame` with its features typed as in the contract, where they can be; else as they were."""
     typed = {}
     for column in contract.features:
         values = frame.get(column.name)
