@@ -17,6 +17,7 @@ import msgspec
 from ..contract import Checked
 from ..release.attestation import verify
 from .decoder import Decoder, Unreadable
+from .protocols import Served, error_in_form, protocol_routes
 from .scorer import Answered, RowsRefused, Scorer, answer_facts, load_scorer, score
 from prodml.serve.wire import (
     Message,
@@ -62,6 +63,7 @@ class App:
             ("POST", "/predict"): self.predict,
             ("GET", "/metadata"): constant(metadata(scorer)),
             **{("GET", path): constant({"status": "ok"}) for path in PROBES},
+            **protocol_routes(Served(scorer, self.answer, serve.max_rows)),
         }
 
     def answer(self, checked: Checked, ids: Sequence[str] = ()) -> Answered:
@@ -91,7 +93,8 @@ class App:
         except Exception as fault:
             log.error("request failed: %s", type(fault).__name__, exc_info=fault)
             done = error_reply(fault)
-        await send_reply(send, done, empty=scope["method"] == "HEAD")
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        await send_reply(send, error_in_form(path, done), empty=scope["method"] == "HEAD")
 
 # %% ../../nbs/serve/72_app.ipynb #c3fb5718
 def constant(facts: dict[str, Any]) -> Route:
