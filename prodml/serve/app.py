@@ -46,12 +46,12 @@ def metadata(scorer: Scorer) -> dict[str, Any]:
     tail = {"target": contract.target, "classes": list(contract.classes), "features": features}
     return {**head, **card, **tail, "example": contract.example()}
 
-# %% ../../nbs/serve/72_app.ipynb #6025c378
+# %% ../../nbs/serve/72_app.ipynb #7a61c0de
 log = logging.getLogger("prodml.serve")
 DEFAULTS = Serve()
 PROBES = ("/healthz", "/livez", "/readyz")
 
-
+# %% ../../nbs/serve/72_app.ipynb #6025c378
 class App:
     """The ASGI application that answers with `scorer`."""
 
