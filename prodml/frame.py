@@ -105,7 +105,9 @@ def _learn_number(name: str, kept: pd.Series, role: str, nullable: bool) -> Colu
         return Column(
             name, kind, ignored, nullable, low, high, note="an identifier: a running number"
         )
-    return Column(name, kind, role, nullable, low, high, fill=float(f"{finite.median():.6g}"))
+    fill = float(f"{finite.median():.6g}")
+    fill = float(round(fill)) if kind == "integer" else fill
+    return Column(name, kind, role, nullable, low, high, fill=fill)
 
 # %% ../nbs/08_frame.ipynb #a600ea2e
 def learn_contract(frame: pd.DataFrame, settings: Settings) -> Contract:
