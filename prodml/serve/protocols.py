@@ -71,7 +71,7 @@ def answer_tensors(answered: Answered) -> dict[str, np.ndarray]:
     ids = np.array(answered.ids, dtype=object)
     if not contract.classes:
         return {"value": prediction, "id": ids}
-    told = describe(prediction, contract, answered.scorer.card.get("threshold"))
+    told = describe(prediction, contract, answered.threshold)
     labels = np.array([one["label"] for one in told], dtype=object)
     made = {"label": labels, "probabilities": prediction, "id": ids}
     return made | ({"probability": prediction[:, 1]} if contract.task == "binary" else {})
@@ -215,7 +215,7 @@ def invoked_rows(contract: Contract, request: Request) -> list[Any]:
 def invoke(served: Served, request: Request) -> Reply:
     """One prediction a row, as `/predict` gives it."""
     answered = scored(served, invoked_rows(served.scorer.contract, request))
-    threshold = answered.scorer.card.get("threshold")
+    threshold = answered.threshold
     found = describe(answered.prediction, answered.scorer.contract, threshold)
     return told(
         {"predictions": [{"id": i, **one} for i, one in zip(answered.ids, found, strict=True)]}
