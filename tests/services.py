@@ -1,0 +1,64 @@
+"""Real services that tests need: found, started on loopback, and always ended.
+
+A service that is not installed skips the test with a reason; with PRODML_REQUIRE_SERVICES=1, as in
+`.ci/run`, it fails it.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+
+def absent(reason):
+    """Nothing; skips the test, or fails it where services are required."""
+    if os.environ.get("PRODML_REQUIRE_SERVICES") == "1":
+        pytest.fail(f"{reason}, and PRODML_REQUIRE_SERVICES=1", pytrace=False)
+    pytest.skip(reason)
+
+
+def program(name):
+    """The path of the program called `name`; `PRODML_SERVICES` is a folder to look into first."""
+    found = shutil.which(name, path=os.environ.get("PRODML_SERVICES")) or shutil.which(name)
+    return found or absent(f"no {name} here: apt-get install {name}")
+
+
+@contextlib.contextmanager
+def running(command, port, log, timeout=60, env=None):
+    """The process of `command` once it takes connections at `port`; its group is ended after."""
+    with open(log, "ab") as out:
+        process = subprocess.Popen(
+            list(map(str, command)),
+            **{"stdout": out, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL},
+            start_new_session=True,
+            env={**os.environ, **(env or {})},
+        )
+    try:
+        end = time.monotonic() + timeout
+        while True:
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{command[0]} did not start: {Path(log).read_text()[-2000:]}")
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5):
+                break
+            time.sleep(0.02)
+        yield process
+    finally:
+        for sign in (signal.SIGCONT, signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, sign)
+            if sign != signal.SIGCONT:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10)
+                    break
+
+
+def redis_server(port, folder):
+    """A running Redis at `port`, its process as a context manager; nothing of it is kept."""
+    command = [program("redis-server"), "--bind", "127.0.0.1", "--port", port, "--save", ""]
+    return running([*command, "--dir", folder], port, folder / "redis.log")
