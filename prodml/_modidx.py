@@ -590,6 +590,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'prodml/serve/features.py'),
                                        'prodml.serve.features.Features.close': ( 'serve/features.html#features.close',
                                                                                  'prodml/serve/features.py'),
+                                       'prodml.serve.features.Features.decode': ( 'serve/features.html#features.decode',
+                                                                                  'prodml/serve/features.py'),
                                        'prodml.serve.features.Features.join': ( 'serve/features.html#features.join',
                                                                                 'prodml/serve/features.py'),
                                        'prodml.serve.features.Joined': ('serve/features.html#joined', 'prodml/serve/features.py'),

@@ -17,7 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ..contract import Checked, Contract, Problem
+from .decoder import Decoded, Decoder, read_rows
 from .stores import FeatureStore, StoredRow, open_store
 from .wire import Unanswerable
 from ..settings import Mistake, Serve
@@ -239,6 +242,12 @@ class Features:
         if self.foreign:
             whole = [self._without_entity(row) for row in whole]
         return Joined(whole, problems)
+
+    async def decode(self, decoder: Decoder, body: bytes, most: int) -> Decoded:
+        """What `decoder` makes of the rows in `body`, completed. Raises `Unreadable` as well."""
+        joined = await self.join(read_rows(body, most))
+        checked, ids = decoder.decode(msgspec.json.encode(joined.rows), most)
+        return Decoded(joined.tell(checked), ids)
 
     def _without_entity(self, row: Any) -> Any:
         if not isinstance(row, dict):
