@@ -552,6 +552,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'prodml.serve.app.App.__init__': ('serve/app.html#app.__init__', 'prodml/serve/app.py'),
                                   'prodml.serve.app.App.answer': ('serve/app.html#app.answer', 'prodml/serve/app.py'),
                                   'prodml.serve.app.App.predict': ('serve/app.html#app.predict', 'prodml/serve/app.py'),
+                                  'prodml.serve.app.completing': ('serve/app.html#completing', 'prodml/serve/app.py'),
                                   'prodml.serve.app.constant': ('serve/app.html#constant', 'prodml/serve/app.py'),
                                   'prodml.serve.app.create_app': ('serve/app.html#create_app', 'prodml/serve/app.py'),
                                   'prodml.serve.app.find_route': ('serve/app.html#find_route', 'prodml/serve/app.py'),
