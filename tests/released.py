@@ -34,15 +34,20 @@ class Released:
     rows: list[dict[str, Any]]
     answers: np.ndarray
     threshold: float | None
+    ids: list[str]  # of the rows
 
 
-def project(root, target="default", **more):
+def project(root, target="default", id="", **more):
     """Settings of a project in `root` that learns from two months of the demo."""
-    dropped = {"true_probability", "application_id", "default"} - {target}
+    dropped = {"true_probability", "application_id", "default"} - {target, id}
     return Settings(
         project=Project(name="credit demo"),
         data=Data(
-            target=target, time="applied_on", until="2024-03-01", drop=tuple(sorted(dropped))
+            target=target,
+            id=id,
+            time="applied_on",
+            until="2024-03-01",
+            drop=tuple(sorted(dropped)),
         ),
         limits=replace(Limits(), required=("correctness",)),
         root=Path(root),
@@ -70,7 +75,9 @@ def released(root, target="default", kind="xgboost", **more):
     names = [column.name for column in contract.features]
     rows = [dict(zip(names, row, strict=True)) for row in parts.test[names].itertuples(index=False)]
     rows = [{name: plain(value) for name, value in row.items()} for row in rows]
-    return Released(settings, folder, contract, rows, answers, best.threshold)
+    names = parts.test[settings.data.id] if settings.data.id else range(len(rows))
+    ids = [str(name) for name in names]
+    return Released(settings, folder, contract, rows, answers, best.threshold, ids)
 
 
 def sealed(one, root, gate, native=False):

@@ -244,12 +244,11 @@ def test_unknown_entities(small, tmp_path, policy):
     assert "secret" not in json.dumps(answer["problems"])
     assert answer["problems"][0]["code"] == "unknown_entity"
     assert answer["problems"][0]["column"] == "application_id"
-    expected = {"reject": ({"unknown_entity": 1}, None), "impute": ({"unknown_entity": 1}, {})}
     if policy == "reject":
         assert status == 422 and answer["counts"] == {"unknown_entity": 1}
     elif policy == "impute":
         usual = ask(app, small.contract.example() | {"age": 40})[1]["predictions"]
-        assert answer["counts"] == {"unknown_entity": 1} and expected
+        assert answer["counts"] == {"unknown_entity": 1}
         assert np.array_equal(told(small, answer["predictions"]), told(small, usual))
     else:
         bare = ask(app, {"age": 40})[1]
@@ -510,7 +509,11 @@ def test_a_missing_package_is_named(name, monkeypatch):
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
     ),

@@ -206,8 +206,8 @@ class Joined:
 
 def store_url(serve: Serve) -> str:
     """The URL of the store; a relative SQLite file lies in the project, not where one stands."""
-    scheme, mark, path = serve.features.partition(":///")
-    if scheme != "sqlite" or not mark:
+    scheme, _, path = serve.features.partition(":///")
+    if scheme != "sqlite" or not path:
         return serve.features
     return f"{scheme}:///{serve.place(path).absolute()}"
 
