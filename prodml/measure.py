@@ -7,6 +7,7 @@ __all__ = ['Measure', 'BY_TASK', 'SMALLER_IS_BETTER', 'row_losses', 'skill', 'ca
 
 # %% ../nbs/10_measure.ipynb #ea0ad4d4
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 from sklearn import metrics
@@ -57,13 +58,22 @@ def _by_score(function: Callable[..., float]) -> Measure:
     return lambda y, p, d, w: float(function(y, p[:, 1], sample_weight=w))
 
 
-def _by_decision(function: Callable[..., float], **options: object) -> Measure:
-    return lambda y, p, d, w: float(function(y, d, sample_weight=w, **options))
+def _by_counts(function: Callable[[np.ndarray], float]) -> Measure:
+    def counted(y: np.ndarray, p: np.ndarray, d: np.ndarray, w: np.ndarray) -> float:
+        many = max(2, p.shape[1] if p.ndim > 1 else int(max(y.max(), d.max())) + 1)
+        cells = np.bincount(y.astype(int) * many + d, w, many * many)
+        return float(function(cells.reshape(many, many)))
+
+    return counted
 
 
 def _auc(y: np.ndarray, p: np.ndarray, d: np.ndarray, w: np.ndarray) -> float:
-    order = np.argsort(p[:, 1], kind="stable")
-    score, good, bad = p[order, 1], (w * y)[order], (w * (1 - y))[order]
+    return _area(y, p[:, 1], w)
+
+
+def _area(y: np.ndarray, score: np.ndarray, w: np.ndarray) -> float:
+    order = np.argsort(score, kind="stable")
+    score, good, bad = score[order], (w * y)[order], (w * (1 - y))[order]
     _, place = np.unique(score, return_inverse=True)
     positives, negatives = np.bincount(place, good), np.bincount(place, bad)
     below = np.cumsum(negatives) - negatives / 2
@@ -79,36 +89,92 @@ def _loss(task: str, root: bool = False) -> Measure:
     return mean
 
 # %% ../nbs/10_measure.ipynb #133f45f5
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.asarray(part / np.where(whole > 0, whole, 1))
+
+
+def _mean_recall(counts: np.ndarray) -> float:
+    there = counts.sum(1) > 0
+    return float(_ratio(np.diag(counts), counts.sum(1))[there].mean())
+
+
+def _mean_of_classes(share: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Measure:
+    def mean(counts: np.ndarray) -> float:
+        true, decided = counts.sum(1), counts.sum(0)
+        there = true + decided > 0
+        return float(share(np.diag(counts), true, decided)[there].mean())
+
+    return _by_counts(mean)
+
+
+def _correlation(counts: np.ndarray) -> float:
+    """Matthews' coefficient, for several classes by Gorodkin, 2004; 0 where it is undefined."""
+    true, decided, rows = counts.sum(1), counts.sum(0), counts.sum()
+    spread = (rows**2 - true @ true) * (rows**2 - decided @ decided)
+    return float((np.trace(counts) * rows - true @ decided) / spread**0.5) if spread > 0 else 0.0
+
+# %% ../nbs/10_measure.ipynb #ac82fc20
 def _classes(task: str) -> dict[str, Measure]:
     return {
-        "accuracy": _by_decision(metrics.accuracy_score),
-        "balanced_accuracy": _by_decision(metrics.balanced_accuracy_score),
-        "macro_f1": _by_decision(metrics.f1_score, average="macro", zero_division=0),
+        "accuracy": _by_counts(lambda c: float(np.trace(c) / c.sum())),
+        "balanced_accuracy": _by_counts(_mean_recall),
+        "macro_f1": _mean_of_classes(lambda hit, true, told: _ratio(2 * hit, true + told)),
+        "macro_precision": _mean_of_classes(lambda hit, true, told: _ratio(hit, told)),
+        "mcc": _by_counts(_correlation),
         "log_loss": _loss(task),
         "skill": lambda y, p, d, w: skill(task, y, p, w),
     }
 
 
+def _one_against_rest(y: np.ndarray, p: np.ndarray, d: np.ndarray, w: np.ndarray) -> float:
+    return float(np.mean([_area((y == k).astype(int), p[:, k], w) for k in range(p.shape[1])]))
+
+
+def _percentage(y: np.ndarray, p: np.ndarray, d: np.ndarray, w: np.ndarray) -> float:
+    if np.abs(y).min() <= 1e-9 * np.abs(y).max():
+        return float("nan")
+    return float(np.average(np.abs((y - p) / y), weights=w))
+
+
+def _top_calibration(y: np.ndarray, p: np.ndarray, d: np.ndarray, w: np.ndarray) -> float:
+    return calibration_error((p.argmax(1) == y).astype(int), p.max(1), w)
+
+# %% ../nbs/10_measure.ipynb #6de7ecef
 BY_TASK: dict[str, dict[str, Measure]] = {
     "binary": _classes("binary")
     | {
         "roc_auc": _auc,
         "average_precision": _by_score(metrics.average_precision_score),
-        "brier_score": _by_score(metrics.brier_score_loss),
+        "brier_score": lambda y, p, d, w: float(np.average((y - p[:, 1]) ** 2, weights=w)),
         "calibration_error": lambda y, p, d, w: calibration_error(y, p[:, 1], w),
-        "f1": _by_decision(metrics.f1_score, zero_division=0),
-        "precision": _by_decision(metrics.precision_score, zero_division=0),
-        "recall": _by_decision(metrics.recall_score, zero_division=0),
+        "f1": _by_counts(lambda c: float(_ratio(2 * c[1, 1], 2 * c[1, 1] + c[0, 1] + c[1, 0]))),
+        "precision": _by_counts(lambda c: float(_ratio(c[1, 1], c[:, 1].sum()))),
+        "recall": _by_counts(lambda c: float(_ratio(c[1, 1], c[1].sum()))),
+        "specificity": _by_counts(lambda c: float(_ratio(c[0, 0], c[0].sum()))),
     },
-    "multiclass": _classes("multiclass"),
+    "multiclass": _classes("multiclass")
+    | {
+        "roc_auc": _one_against_rest,
+        "brier_score": lambda y, p, d, w: float(
+            np.average(((np.eye(p.shape[1])[y.astype(int)] - p) ** 2).sum(1), weights=w)
+        ),
+        "calibration_error": _top_calibration,
+    },
     "regression": {
         "rmse": _loss("regression", root=True),
-        "mae": lambda y, p, d, w: float(metrics.mean_absolute_error(y, p, sample_weight=w)),
+        "mae": lambda y, p, d, w: float(np.average(np.abs(y - p), weights=w)),
+        "median_absolute_error": lambda y, p, d, w: float(
+            metrics.median_absolute_error(y, p, sample_weight=w)
+        ),
+        "mape": _percentage,
         "r2": lambda y, p, d, w: float(metrics.r2_score(y, p, sample_weight=w)),
         "skill": lambda y, p, d, w: skill("regression", y, p, w),
     },
 }
-SMALLER_IS_BETTER = ("log_loss", "brier_score", "calibration_error", "rmse", "mae")
+SMALLER_IS_BETTER = (
+    *("log_loss", "brier_score", "calibration_error"),
+    *("rmse", "mae", "median_absolute_error", "mape"),
+)
 
 # %% ../nbs/10_measure.ipynb #6fb27e4e
 def decide(task: str, prediction: np.ndarray, threshold: float = 0.5) -> np.ndarray:
@@ -146,5 +212,17 @@ def measure(
     if len(target) == 0 or (task == "binary" and len(np.unique(target)) < 2):
         return float("nan"), float("nan"), float("nan")
     value = function(target, prediction, decision, np.ones(len(target)))
-    low, high = bootstrap_interval(weighted, len(target), confidence, repeats)
-    return value, low, high
+    low, high = bootstrap_interval(weighted, len(target), min(confidence, 0.95), repeats)
+    return value, *_widened(name, value, low, high, confidence)
+
+
+def _widened(
+    name: str, value: float, low: float, high: float, confidence: float
+) -> tuple[float, float]:
+    """The 95 % interval [`low`, `high`] at a higher confidence, by the normal distribution."""
+    if confidence <= 0.95:
+        return low, high
+    normal = NormalDist()
+    ratio = normal.inv_cdf((1 + confidence) / 2) / normal.inv_cdf(0.975)
+    low, high = min(low, value - (value - low) * ratio), max(high, value + (high - value) * ratio)
+    return (max(low, 0.0), high) if name in SMALLER_IS_BETTER else (low, min(high, 1.0))

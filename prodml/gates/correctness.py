@@ -7,7 +7,7 @@ __all__ = ['MOST_ROWS', 'reliability', 'calibration', 'measure_interval', 'measu
            'correctness']
 
 # %% ../../nbs/gates/20_correctness.ipynb #8c2715e2
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -54,10 +54,10 @@ def reliability(
 
 
 def calibration(
-    target: np.ndarray, prediction: np.ndarray, confidence: float = 0.95
+    target: np.ndarray, prediction: np.ndarray, confidence: float = 0.95, task: str = "binary"
 ) -> tuple[float, float, float]:
-    """The expected calibration error of two-class `prediction`, less noise, and its interval."""
-    bins = reliability("binary", target, prediction)
+    """The expected calibration error of class probabilities, less noise, and its interval."""
+    bins = reliability(task, target, prediction)
     weight = (bins["rows"] / bins["rows"].sum()).to_numpy()
     error, normal = bins["error"].to_numpy(), NormalDist()
     gap = (bins["came"] - bins["said"]).abs().to_numpy()
@@ -80,12 +80,13 @@ def measure_interval(
     """The measure `name` of the task, and its interval."""
     decision = decide(task, prediction, threshold)
     among = {"accuracy": target >= 0, "recall": target == 1, "precision": decision == 1}
-    if name in among:
+    among |= {"specificity": target == 0}
+    if name in among and name in BY_TASK[task]:
         hits, rows = int((decision == target)[among[name]].sum()), int(among[name].sum())
         return hits / rows if rows else np.nan, *proportion_interval(hits, rows, confidence)
     value, low, high = measure(name, task, target, prediction, threshold, confidence)
     if name == "calibration_error" and np.isfinite(value):
-        return calibration(target, prediction, confidence)
+        return calibration(target, prediction, confidence, task)
     if task != "regression" and low == high and name not in SMALLER_IS_BETTER:
         fewest = int(np.unique(target, return_counts=True)[1].min())
         low = min(low, value * proportion_interval(fewest, fewest, confidence)[0])
@@ -100,6 +101,7 @@ def measured(
     threshold: float,
     limits: Mapping[str, float],
     confidence: float = 0.95,
+    slice: str = "all",
 ) -> list[Finding]:
     """A finding for each limit on a measure of the predictions; a warning where there is none."""
     found, rows = [], len(target)
@@ -110,7 +112,7 @@ def measured(
         values = (float("nan"),) * 3
         if name in BY_TASK[task]:
             values = measure_interval(name, task, target, prediction, threshold, confidence)
-        one = judge(name, *values, limit, bound, rows)
+        one = judge(name, *values, limit, bound, rows, slice)
         if name not in BY_TASK[task]:
             one = replace(
                 one, why=f"a {task} task has no such measure; it has {', '.join(BY_TASK[task])}"
@@ -121,7 +123,7 @@ def measured(
     if found:
         return found
     why = "no limit in [correctness] says how good is good enough"
-    return [Finding("quality", "all", None, None, None, None, "min", Verdict.WARN, why, rows)]
+    return [Finding("quality", slice, None, None, None, None, "min", Verdict.WARN, why, rows)]
 
 # %% ../../nbs/gates/20_correctness.ipynb #71a5cc79
 MOST_ROWS = 20_000
@@ -191,24 +193,30 @@ def duplicates(train: pd.DataFrame, test: pd.DataFrame, limit: float = 0.05) -> 
     return replace(found, why=why, verdict=verdict)
 
 
-def parity(ours: np.ndarray, served: np.ndarray | None, limit: float) -> Finding:
+def parity(
+    ours: np.ndarray, served: np.ndarray | None, limit: float, slice: str = "all"
+) -> Finding:
     """The largest difference between two computations of the same predictions, held to `limit`.
 
     For numbers beyond 1, in shares of the largest. Not a number, or another shape, is a failure.
     Without a converted model the server runs the notebook's own, and there is nothing to compare.
     """
-    rows = len(ours)
+    rows, nothing = len(ours), (None, None, None, limit, "max")
     if served is None:
         why = "no converted model: the server runs the notebook's own"
-        return Finding("parity", "all", 0.0, 0.0, 0.0, limit, "max", Verdict.PASS, why, rows)
-    if served.shape != ours.shape or not np.isfinite(served).all():
-        what = f"of the shape {served.shape}" if served.shape != ours.shape else "not all finite"
-        why = f"the served answers are {what}"
-        return Finding("parity", "all", None, None, None, limit, "max", Verdict.FAIL, why, rows)
-    gaps = np.abs(ours - served) / max(1.0, float(np.abs(ours).max(initial=0)))
-    most = float(gaps.max(initial=0))
-    found = judge("parity", most, most, most, limit, "max", rows)
-    many = int((gaps.reshape(rows, -1) > limit).any(axis=1).sum()) if rows else 0
+        return Finding("parity", slice, 0.0, 0.0, 0.0, limit, "max", Verdict.PASS, why, rows)
+    if served.shape != ours.shape or not np.isfinite([served, ours]).all():
+        other = served.shape != ours.shape
+        why = f"of the shape {served.shape}, not {ours.shape}" if other else "not all finite"
+        why = f"the served answers are {why}"
+        return Finding("parity", slice, *nothing, Verdict.FAIL, why, rows)
+    if not rows:
+        why = "there are no rows to compare"
+        return Finding("parity", slice, *nothing, Verdict.INCONCLUSIVE, why, rows)
+    gaps = np.abs(ours - served) / max(1.0, float(np.abs(ours).max()))
+    most = float(gaps.max())
+    found = judge("parity", most, most, most, limit, "max", rows, slice)
+    many = int((gaps.reshape(rows, -1) > limit).any(axis=1).sum())
     return replace(
         found, why=f"{many} of {rows} rows differ by more than {limit:g}, at most by {most:.2g}"
     )
@@ -221,12 +229,15 @@ def correctness(
     limits: Mapping[str, float],
     threshold: float = 0.5,
     confidence: float = 0.95,
-    served: np.ndarray | None = None,
     train: tuple[pd.DataFrame, np.ndarray] | None = None,
     test_features: pd.DataFrame | None = None,
+    more: Sequence[Finding] = (),
     run_id: str = "",
 ) -> GateResult:
-    """The gate's result for `prediction` of the test rows, against every limit that is named."""
+    """The gate's result for `prediction` of the test rows, against every limit that is named.
+
+    `more` are findings made elsewhere: of behaviours, edge cases, slices and parity.
+    """
     found = measured(task, target, prediction, threshold, limits, confidence)
     if train is not None and "max_leakage" in limits:
         found += leakage(*train, task, limits["max_leakage"], confidence)
@@ -236,6 +247,4 @@ def correctness(
             for rows, truth in (train, (test_features, target))
         )
         found.append(duplicates(before, after, limits.get("max_duplicates", 0.05)))
-    if "max_parity" in limits:
-        found.append(parity(prediction, served, limits["max_parity"]))
-    return GateResult("correctness", tuple(found), run_id)
+    return GateResult("correctness", (*found, *more), run_id)
