@@ -58,7 +58,7 @@ CODES: Mapping[str, str] = {
     "out_of_range": "is outside the range seen in training",
     "not_integer": "is no whole number, and always was in training",
     "wrong_type": "has the wrong type",
-    "not_finite": "is not a finite number",
+    "not_finite": "is not a finite number, or too large for one",
     "unknown_column": "holds a column that this model does not know",
     "not_an_object": "is not an object of column names and values",
     "unknown_entity": "names an entity that is not in the feature store",
@@ -155,7 +155,7 @@ def read_contract(text: str) -> Contract:
     return contract
 
 # %% ../nbs/03_contract.ipynb #d4a0845b
-LARGEST = 3.4e38  # of what a float32 holds
+LARGEST = 1e30  # a number beyond it is not finite to a model
 
 
 def check_number(column: Column, value: Any) -> tuple[float, str]:

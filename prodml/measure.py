@@ -185,7 +185,7 @@ def decide(task: str, prediction: np.ndarray, threshold: float = 0.5) -> np.ndar
         return np.asarray((prediction[:, 1] >= threshold).astype(int))
     return np.asarray(prediction.argmax(axis=1))
 
-
+# %% ../nbs/10_measure.ipynb #090aeed2
 def measure(
     name: str,
     task: str,

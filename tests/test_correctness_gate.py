@@ -19,7 +19,7 @@ from prodml.gates.correctness import (
 from prodml.settings import Mistake
 from prodml.verdict import Verdict, proportion_interval
 
-NAMES = ["accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc"]
+NAMES = ["accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "mcc"]
 NAMES += ["average_precision", "log_loss", "brier_score"]
 
 
@@ -42,7 +42,7 @@ def test_binary_measures_are_those_of_sklearn(name):
     y, p = binary(500, 1)
     decided = (p[:, 1] >= 0.4).astype(int)
     of = getattr(metrics, {"brier_score": "brier_score_loss"}.get(name, name + "_score"), None)
-    of = of or getattr(metrics, name)
+    of = metrics.matthews_corrcoef if name == "mcc" else of or getattr(metrics, name)
     scored = name in ("roc_auc", "average_precision", "log_loss", "brier_score")
     value, low, high = measure_interval(name, "binary", y, p, 0.4)
     assert value == pytest.approx(of(y, p[:, 1] if scored else decided))
@@ -160,6 +160,7 @@ def test_parity_fails_for_answers_that_differ(served, says):
     found = parity(ours, served, 1e-4)
     assert found.verdict is Verdict.FAIL and says in found.why
     assert parity(ours, ours + 1e-6, 1e-4).verdict is Verdict.PASS
+    assert parity(served, ours, 1e-4).verdict is Verdict.FAIL, "either side"
 
 
 def test_one_class_in_the_test_part_is_inconclusive():
@@ -184,9 +185,9 @@ def test_limits_that_do_not_fit_are_never_passed_over():
 def test_the_gate_holds_every_part_together():
     y, p = binary(600, 9)
     table = pd.DataFrame({"x": p[:, 1], "target": y}).astype(np.float32)
-    limits = {"min_roc_auc": 0.6, "max_leakage": 0.98, "max_parity": 1e-5}
-    train = table.iloc[:400], y[:400]
-    rest = {"served": p[400:], "train": train, "test_features": table.iloc[400:], "run_id": "r"}
+    limits = {"min_roc_auc": 0.6, "max_leakage": 0.98}
+    train, same = (table.iloc[:400], y[:400]), parity(p, p, 1e-5, "onnx")
+    rest = {"more": [same], "train": train, "test_features": table.iloc[400:], "run_id": "r"}
     result = correctness("binary", y[400:], p[400:], limits, **rest)
     assert [f.measure for f in result.findings] == ["roc_auc", "leakage", "duplicates", "parity"]
     assert result.verdict is Verdict.FAIL and result.of("fail")[0].slice == "target"

@@ -45,7 +45,7 @@ def check_behaviour(b: Behaviour, contract: Contract) -> None:
     else:
         _check_change(b, contract.column(b.column), where)
 
-
+# %% ../../nbs/gates/21_behaviour.ipynb #1ec5b866
 def _check_change(b: Behaviour, column: Column, where: str) -> None:
     moved = b.add != 0 or b.times != 1
     if column.role == "sensitive":
@@ -253,7 +253,7 @@ def _example_rows(b: Behaviour, contract: Contract) -> pd.DataFrame:
         raise Mistake(f"{where} rows: the contract refuses row {number}: {checked.counts}.")
     return checked.features
 
-
+# %% ../../nbs/gates/21_behaviour.ipynb #555ecae4
 def _exemplary(b: Behaviour, contract: Contract, predict: Predict, threshold: float) -> Behaved:
     told = predict(_example_rows(b, contract))
     answer = _watched(b, contract, told)[:, 0]
