@@ -74,7 +74,7 @@ def settings_of(project: Path) -> Settings:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    from prodml.ini import split_list
+    from prodml.text import split_list
 
     return split_list(text)
 
