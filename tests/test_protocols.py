@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,9 +19,8 @@ from released import released, told
 from prodml.contract import Column, Contract
 from prodml.serve.app import App
 from prodml.serve.build import service_name
-from prodml.serve.protocols import model_name
 from prodml.serve.scorer import Scorer, load_scorer
-from prodml.serve.tensors import datatype_of, join_texts
+from prodml.serve.tensors import datatype_of, join_texts, model_name
 from prodml.settings import Serve
 
 NAME = "credit-demo"
@@ -260,7 +260,7 @@ def test_regression_and_several_classes(small):
 
 def test_metadata_and_health_are_as_published(app, small):
     release = small.folder.name
-    for path in (V2, f"{V2}/versions/{release}", "/v2/models/credit demo"):
+    for path in (V2, f"{V2}/versions/{release}"):
         status, answer = asked(app, path, method="GET")
         assert status == 200 and answer["name"] == NAME and answer["versions"] == [release]
         assert {"name", "datatype", "shape"} == set(answer["inputs"][0])
@@ -279,6 +279,8 @@ def test_metadata_and_health_are_as_published(app, small):
     assert list(inputs) == [c.name for c in small.contract.features]
     assert ask(app, "/ping", method="GET")[0] == ask(app, "/health", method="HEAD")[0] == 200
     assert model_name(small.contract) == service_name(small.contract.name) == NAME
+    assert model_name(replace(small.contract, name="My_model.2")) == "My_model.2"
+    assert model_name(replace(small.contract, name="../etc")) == "etc"
 
 
 SECRET = "a-secret-value"
@@ -573,7 +575,6 @@ def test_tritons_client_finds_the_server_and_the_model(triton, small):
     client = triton.client
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready(NAME)
     assert client.is_model_ready(NAME, small.folder.name) and not client.is_model_ready("other")
-    assert client.is_model_ready("credit demo")
     assert client.get_server_metadata()["name"] == "prodml"
     assert client.get_model_metadata(NAME, small.folder.name)["name"] == NAME
 
