@@ -29,7 +29,7 @@ from prodml.serve.frames import (
     read_lines,
     read_object,
 )
-from .scorer import Answered, RowsRefused, Scorer, describe
+from .scorer import Answered, RowsRefused, Scorer, answer_facts, describe
 from prodml.serve.tensors import (
     input_tensors,
     model_name,
@@ -203,11 +203,7 @@ def invoked_rows(contract: Contract, request: Request) -> list[Any]:
 def invoke(served: Served, request: Request) -> Reply:
     """One prediction a row, as `/predict` gives it."""
     answered = scored(served, invoked_rows(served.scorer.contract, request))
-    threshold = answered.threshold
-    found = describe(answered.prediction, answered.scorer.contract, threshold)
-    return told(
-        {"predictions": [{"id": i, **one} for i, one in zip(answered.ids, found, strict=True)]}
-    )
+    return told({"predictions": answer_facts(answered)["predictions"]})
 
 # %% ../../nbs/serve/69_protocols.ipynb #86bbcdf9
 MLFLOW_CODES = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "ENDPOINT_NOT_FOUND"}

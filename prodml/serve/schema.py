@@ -136,7 +136,9 @@ def prediction_schema(contract: Contract) -> Schema:
     if contract.task == "binary":
         which = f"Of {contract.classes[1]!r}, the positive class."
         told["probability"] = {**share, "description": which}
-    return {"type": "object", "properties": {"id": ident, **told}, "required": ["id", *told]}
+    other = {"release": {"type": "string", "description": "Where two releases share the rows."}}
+    properties = {"id": ident, **told, **other}
+    return {"type": "object", "properties": properties, "required": ["id", *told]}
 
 
 def problem_schema(codes: Mapping[str, str]) -> Schema:
