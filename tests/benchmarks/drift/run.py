@@ -19,11 +19,16 @@ from streams import CHANGES, DATA, REAL
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.jsonl"
 EVERYONE = ["prodml", *PEERS]
-KINDS = ("null", "change", "day", "real", "year", "large", "speed")
+KINDS = ("null", "change", "day", "real", "harm", "year", "large", "speed")
 SIZES = [(columns, rows) for rows in (100, 500, 5000, 100_000) for columns in (5, 20, 100)]
-SEEDS = {100: (4, 4, 2), 500: (4, 4, 2), 5000: (4, 4, 1), 100_000: (1, 1, 1)}
-OWN_SEEDS = {100: (60, 60, 60), 500: (60, 60, 60), 5000: (60, 60, 20), 100_000: (10, 6, 2)}
-YEARS = [(100, 30, 0.0), (500, 10, 0.0), (500, 30, 0.0), (5000, 30, 0.05)]
+SEEDS = {100: (4, 4, 1), 500: (4, 4, 1), 5000: (2, 2, 1), 100_000: (1, 1, 1)}
+OWN_SEEDS = {100: (60, 60, 20), 500: (60, 60, 20), 5000: (20, 20, 5), 100_000: (4, 2, 1)}
+YEARS = [  # rows, windows of the reference, how days vary, how many years
+    (100, 30, 0.0, 100),
+    (500, 10, 0.0, 100),
+    (500, 30, 0.0, 100),
+    (5000, 30, 0.05, 300),
+]
 PATIENCE = 900  # seconds for one job
 
 
@@ -48,8 +53,10 @@ def jobs(peer):
         yield {"kind": "day", "columns": 20, "rows": 5000, "looks": 30, "seed": seed, "day": 0.05}
     for name in REAL:
         yield {"kind": "real", "name": name, "looks": 30}
-    for rows, windows, day in YEARS if own else ():
-        for seed in range(200):
+    for name in REAL if own else ():
+        yield {"kind": "harm", "name": name, "looks": 30}
+    for rows, windows, day, years in YEARS if own else ():
+        for seed in range(years):
             yield {"kind": "year", "columns": 20, "rows": rows, "windows": windows, "day": day,
                    "looks": 365, "seed": 1000 + seed}  # fmt: skip
     yield from null_jobs(own)
@@ -111,7 +118,7 @@ def main(folder, peers, kinds, results_file=RESULTS):
         asked = [job for job in jobs(peer) if stage(job) in kinds]
         asked = [job for job in asked if key({"peer": peer, **job}) not in done]
         if not DATA.is_dir():
-            asked = [job for job in asked if job["kind"] != "real"]
+            asked = [job for job in asked if job["kind"] not in ("real", "harm")]
         python = sys.executable if peer == "prodml" else environment(peer, Path(folder))
         worker = Worker(peer, python)
         for job in asked:
