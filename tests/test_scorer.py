@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 from released import PASSED, released, sealed, told
 
-from prodml.contract import check_rows
-from prodml.serve.scorer import RowsRefused, answer_facts, load_scorer, score
+from prodml.contract import Column, Contract, check_rows
+from prodml.serve.scorer import Encoder, RowsRefused, Scorer, answer_facts, load_scorer, score
 from prodml.settings import Mistake
 
 KINDS = {
@@ -47,6 +48,29 @@ def test_the_answers_are_the_notebooks(kind, tmp_path):
         assert [p["label"] for p in answer["predictions"]] == best
     single = [answer_of(scorer, [row])["predictions"][0] for row in one.rows[:20]]
     assert np.abs(told(one, single) - one.answers[:20]).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("task", "classes"),
+    [("binary", ("no", "yes")), ("multiclass", ('a "b"', "c\\d", "é")), ("regression", ())],
+)
+def test_the_prepared_bytes_are_those_of_the_facts(task, classes):
+    contract = Contract("toy", task, "y", classes, (Column("x", "number", "feature", fill=1.0),))
+    shares = np.random.default_rng(0).dirichlet(np.ones(len(classes) or 1), 50)
+    answer = shares if classes else shares[:, 0]
+    for threshold in (None, 0.3):
+        scorer = Scorer("r", contract, {"threshold": threshold}, lambda columns: answer)
+        answered = score(scorer, check_rows(contract, [{"x": 9}] * 50))
+        assert Encoder(scorer).encode(answered) == msgspec.json.encode(answer_facts(answered))
+
+
+def test_ids_are_the_clients_or_drawn_once_a_request(small):
+    scorer = load_scorer(small.folder)
+    checked = check_rows(small.contract, small.rows[:3])
+    assert score(scorer, checked, ["a", "b", "c"]).ids == ("a", "b", "c")
+    first, second, third = score(scorer, checked, ["", "b", ""]).ids
+    assert second == "b" and first[:-1] == third[:-1] and first.endswith("-0")
+    assert len({*score(scorer, checked).ids, *score(scorer, checked, ["a"]).ids}) == 6
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Columns', 'Threshold', 'problem_facts', 'RowsRefused', 'Scorer', 'describe', 'Answered', 'row_names', 'score',
-           'answer_facts', 'onnx_function', 'skops_function', 'load_scorer']
+           'answer_facts', 'plain_name', 'Encoder', 'onnx_function', 'skops_function', 'load_scorer']
 
 # %% ../../nbs/serve/60_scorer.ipynb #d9454e5c
 import json
@@ -12,9 +12,12 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..contract import Checked, Contract, check_rows, read_contract
@@ -59,6 +62,11 @@ class Scorer:
         if not np.isfinite(answer).all():
             raise ArithmeticError(f"the model of {self.release} answered with no finite number")
         return answer
+
+    @cached_property
+    def encoder(self) -> "Encoder":
+        """What writes its answers as JSON."""
+        return Encoder(self)
 
 # %% ../../nbs/serve/60_scorer.ipynb #b8bcf35a
 Threshold = float | np.ndarray | None  # of the positive class, for all rows or for each
@@ -130,6 +138,53 @@ def answer_facts(answered: Answered) -> dict[str, Any]:
         told = [{**one, "release": of} for of, one in zip(answered.releases, told, strict=True)]
     problems = {"problems": problem_facts(checked), "counts": checked.counts}
     return {"release": scorer.release, "predictions": told, **problems}
+
+# %% ../../nbs/serve/60_scorer.ipynb #60ca00e1
+def plain_name(name: str) -> bool:
+    """Whether `name` stands in JSON as it is, so that a prepared class may have it."""
+    return not any(sign in '\\"' or sign < " " for sign in name)
+
+# %% ../../nbs/serve/60_scorer.ipynb #253ba958
+class Encoder:
+    """From answers to the bytes of JSON, prepared for one model."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        classes, binary = scorer.contract.classes, scorer.contract.task == "binary"
+        told = scorer.card.get("threshold")
+        self.cut, self.classes, self.binary = 0.5 if told is None else told, classes, binary
+        places = {f"c{i}": name for i, name in enumerate(classes)}
+        if all(map(plain_name, classes)):
+            self.shares: Any = msgspec.defstruct("Shares", [*places], rename=places, gc=False)
+        else:
+            self.shares = lambda *row: dict(zip(classes, row, strict=True))
+        fields = ["id", "label", "probabilities"] if classes else ["id", "value"]
+        fields += ["probability"] * binary
+        self.prediction: Any = msgspec.defstruct("Prediction", fields, gc=False)
+        self.head = {"release": scorer.release}
+        self.json = msgspec.json.Encoder()
+
+    def encode(self, answered: Answered) -> bytes:
+        """The JSON of `answer_facts(answered)`."""
+        if answered.releases:  # two releases shared the rows, which is rare
+            return self.json.encode(answer_facts(answered))
+        prediction, rows = answered.prediction, answered.prediction.tolist()
+        if not self.classes:
+            told = map(self.prediction, answered.ids, rows)
+        elif self.binary:
+            positive = [row[1] for row in rows]
+            low, high = self.classes
+            labels = [high if share >= self.cut else low for share in positive]
+            shares = starmap(self.shares, rows)
+            told = map(self.prediction, answered.ids, labels, shares, positive)
+        else:
+            labels = [self.classes[best] for best in prediction.argmax(axis=1).tolist()]
+            told = map(self.prediction, answered.ids, labels, starmap(self.shares, rows))
+        found = {
+            **self.head,
+            "predictions": list(told),
+            "problems": problem_facts(answered.checked),
+        }
+        return self.json.encode({**found, "counts": answered.checked.counts})
 
 # %% ../../nbs/serve/60_scorer.ipynb #45223da2
 def onnx_function(path: Path, contract: Contract) -> Callable[[Columns], np.ndarray]:
