@@ -19,7 +19,7 @@ from .release.attestation import judge_gates
 from .release.store import seal
 from .report.index import write_index
 from .report.run import Run, run_reports
-from .serve.build import pinned
+from .serve.image import pinned
 from .settings import Mistake, Settings
 from .verdict import Finding, GateResult, Verdict
 

@@ -140,7 +140,7 @@ def test_the_bento_needs_nothing_but_itself(built):
     texts = [p for p in bento.parent.rglob("*") if p.suffix in (".yaml", ".txt", ".json", ".in")]
     for path in texts:
         assert not re.search(r"PRIVATE KEY|index-url|://\S+:\S+@", path.read_text()), path
-    packages = (bento / "bentofile.yaml").read_text()
+    packages = (bento / "requirements.lock").read_text()
     assert "onnxruntime==" in packages and "scikit-learn" not in packages
 
 
@@ -199,7 +199,7 @@ def test_a_release_that_failed_or_aged_or_is_anothers_does_not_start(small, tmp_
 def test_a_model_without_onnx_is_served_by_scikit_learn(small, built, tmp_path):
     one = sealed(small, tmp_path, PASSED, native=True)
     folder = render_service(one.settings, one.folder)
-    assert "scikit-learn==" in (folder / "bentofile.yaml").read_text()
+    assert "scikit-learn==" in (folder / "requirements.lock").read_text()
     with serving([], folder, built[2], tmp_path / "log") as url:
         status, answer = post(f"{url}/predict", one.rows[:100])
     assert status == 200

@@ -24,8 +24,19 @@ except Mistake as mistake:
     sys.exit(f"Not served. {mistake}")
 
 
+image = bentoml.images.Image(  # what `bentoml containerize` makes
+    base_image=told["base"],
+    distro="",  # no compiler, no git
+    lock_python_packages=False,  # it is locked
+    python_requirements=(HERE / "requirements.lock").read_text(encoding="utf-8"),
+    build_include_paths=["requirements.lock"],
+    post_commands=[(HERE / "image.dockerfile").read_text(encoding="utf-8")],
+)
+
+
 @bentoml.service(
     name=told["name"],
+    image=image,
     workers=serve.workers,
     metrics={"enabled": False},  # these three cost more than the model itself
     logging={"access": {"enabled": False}},
