@@ -130,7 +130,7 @@ SCORES = np.linspace(0.05, 1, 20)  # upper ends of the bins of a probability
 
 def count(reference: Reference, batch: Batch) -> np.ndarray:
     """The rows of `batch` in each bin of `reference`, shape (bins of all columns,)."""
-    columns = {**batch.columns, PREDICTION: answers(batch.scorer.contract, batch.prediction)}
+    columns = {**batch.columns, PREDICTION: answers(batch.contract, batch.prediction)}
     codes = {n: r.place(columns[n]) for n, r in reference.rulers.items() if n in columns}
     for row, problem in batch.problems:
         if problem.column in codes and problem.code in ("missing", "unseen_level"):
@@ -184,9 +184,9 @@ class Gauge:
 
     def take(self, batch: Batch) -> None:
         """Nothing; counts the rows of `batch`."""
-        release = batch.scorer.release
+        release = batch.release
         if release not in self.ends:
-            self.watch(release, batch.scorer.contract)
+            self.watch(release, batch.contract)
         ends = self.ends[release]
         told = scores(batch.prediction)
         bins = np.bincount(ends.searchsorted(told), minlength=len(ends) + 1)

@@ -75,7 +75,7 @@ class Metrics:
 
     def take(self, batch: Batch) -> None:
         """Nothing; counts the rows of `batch` and what was unusual in them."""
-        self.rows[batch.scorer.release, batch.arm] += len(batch.ids)
+        self.rows[batch.release, batch.arm] += len(batch.ids)
         self.problems.update({(c, "answered"): n for c, n in batch.counts.items()})
 
     def tick(self, last: bool = False) -> None:
