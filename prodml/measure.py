@@ -54,10 +54,6 @@ def calibration_error(target: np.ndarray, score: np.ndarray, weights: np.ndarray
 Measure = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]
 
 
-def _by_score(function: Callable[..., float]) -> Measure:
-    return lambda y, p, d, w: float(function(y, p[:, 1], sample_weight=w))
-
-
 def _by_counts(function: Callable[[np.ndarray], float]) -> Measure:
     def counted(y: np.ndarray, p: np.ndarray, d: np.ndarray, w: np.ndarray) -> float:
         many = max(2, p.shape[1] if p.ndim > 1 else int(max(y.max(), d.max())) + 1)
@@ -65,6 +61,13 @@ def _by_counts(function: Callable[[np.ndarray], float]) -> Measure:
         return float(function(cells.reshape(many, many)))
 
     return counted
+
+
+def _average_precision(y: np.ndarray, p: np.ndarray, d: np.ndarray, w: np.ndarray) -> float:
+    order = np.argsort(-p[:, 1], kind="stable")
+    last = np.append(np.diff(p[order, 1]) != 0, True)  # of the rows with one score
+    hits, chosen = np.cumsum((w * y)[order])[last], np.cumsum(w[order])[last]
+    return float(np.diff(hits, prepend=0) @ (hits / chosen) / hits[-1]) if hits[-1] else np.nan
 
 
 def _auc(y: np.ndarray, p: np.ndarray, d: np.ndarray, w: np.ndarray) -> float:
@@ -136,6 +139,13 @@ def _percentage(y: np.ndarray, p: np.ndarray, d: np.ndarray, w: np.ndarray) -> f
     return float(np.average(np.abs((y - p) / y), weights=w))
 
 
+def _median_error(y: np.ndarray, p: np.ndarray, d: np.ndarray, w: np.ndarray) -> float:
+    error = np.abs(y - p)
+    if (w == np.round(w)).all():
+        return float(np.median(np.repeat(error, w.astype(int))))
+    return float(metrics.median_absolute_error(y, p, sample_weight=w))
+
+
 def _top_calibration(y: np.ndarray, p: np.ndarray, d: np.ndarray, w: np.ndarray) -> float:
     return calibration_error((p.argmax(1) == y).astype(int), p.max(1), w)
 
@@ -144,7 +154,7 @@ BY_TASK: dict[str, dict[str, Measure]] = {
     "binary": _classes("binary")
     | {
         "roc_auc": _auc,
-        "average_precision": _by_score(metrics.average_precision_score),
+        "average_precision": _average_precision,
         "brier_score": lambda y, p, d, w: float(np.average((y - p[:, 1]) ** 2, weights=w)),
         "calibration_error": lambda y, p, d, w: calibration_error(y, p[:, 1], w),
         "f1": _by_counts(lambda c: float(_ratio(2 * c[1, 1], 2 * c[1, 1] + c[0, 1] + c[1, 0]))),
@@ -163,11 +173,9 @@ BY_TASK: dict[str, dict[str, Measure]] = {
     "regression": {
         "rmse": _loss("regression", root=True),
         "mae": lambda y, p, d, w: float(np.average(np.abs(y - p), weights=w)),
-        "median_absolute_error": lambda y, p, d, w: float(
-            metrics.median_absolute_error(y, p, sample_weight=w)
-        ),
+        "median_absolute_error": _median_error,
         "mape": _percentage,
-        "r2": lambda y, p, d, w: float(metrics.r2_score(y, p, sample_weight=w)),
+        "r2": lambda y, p, d, w: skill("regression", y, p, w),
         "skill": lambda y, p, d, w: skill("regression", y, p, w),
     },
 }

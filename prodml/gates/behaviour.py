@@ -215,9 +215,11 @@ def _counted(
     table = _table(place[failed], before[first][failed], after[first][failed], moves[first][failed])
     rows, count = len(np.unique(place)), len(table)
     share, interval = count / rows, proportion_interval(count, rows, confidence)
-    needed = rows_for(count, rows, b.max_failures, confidence)
-    values = (share, *interval, b.max_failures, "max", rows, b.name, needed)
+    values = (share, *interval, b.max_failures, "max", rows, b.name)
     found = judge("behaviour", *values)
+    if found.verdict is Verdict.INCONCLUSIVE:
+        needed = rows_for(count, rows, b.max_failures, confidence)
+        found = judge("behaviour", *values, needed)
     most = float(moves.max())
     way = {"up": "fell", "down": "rose"}.get(b.expect, "moved")
     why = f"the answer {way} by more than {tolerance:g} in {count} of {rows} rows"

@@ -40,33 +40,32 @@ class Edge:
 def edge_cases(contract: Contract) -> list[Edge]:
     """The edges of `contract`; the first is the usual row."""
     usual, features = contract.example(), contract.features
-    low = {c.name: c.minimum if c.numeric else c.levels[0] for c in features}
-    high = {c.name: c.maximum if c.numeric else c.levels[-1] for c in features}
-    found = [
-        Edge("the usual row", usual, False),
-        Edge("an unknown column", {**usual, "\N{SNOWMAN}": 1.0}, False),
-        Edge("all missing", dict.fromkeys(usual)),
-        Edge("all at their least", low, False),
-        Edge("all at their greatest", high, False),
-    ]
+    low = {c.name: c.minimum if c.numeric else (c.levels or [None])[0] for c in features}
+    high = {c.name: c.maximum if c.numeric else (c.levels or [None])[-1] for c in features}
+    whole = None if None in [*usual.values(), *low.values(), *high.values()] else False
+    found = [Edge("the usual row", usual, whole), Edge("all missing", dict.fromkeys(usual))]
+    found += [Edge("all at their least", low, whole), Edge("all at their greatest", high, whole)]
+    found.append(Edge("an unknown column", {**usual, "\N{SNOWMAN}": 1.0}, whole))
     draw = np.random.default_rng(0)
     for number in range(1, CORNERS + 1):
         row = {name: (low, high)[draw.integers(2)][name] for name in usual}
-        found.append(Edge(f"corner {number}", row, False))
+        found.append(Edge(f"corner {number}", row, whole))
     for column in features:
         for words, value, refused in _column_edges(column):
+            refused = refused or (whole if refused is False else None)
             found.append(Edge(f"{column.name}: {words}", {**usual, column.name: value}, refused))
     return found
 
 # %% ../../nbs/gates/22_edges.ipynb #8dd98efe
 def _column_edges(column: Column) -> list[tuple[str, Any, bool | None]]:
-    gone: list[tuple[str, Any, bool | None]] = [
-        ("missing", None, False if column.nullable else None)
-    ]
+    gone: list[tuple[str, Any, bool | None]]
+    gone = [("missing", None, False if column.nullable else None)]
     if not column.numeric:
-        gone += [("an empty text", "", None), ("a level never seen", "\N{SNOWMAN} never", None)]
+        gone += [("a number", 1.0, True), ("an empty text", "", None)]
+        gone += [("a level never seen", "\N{SNOWMAN} never", None)]
         return [*gone, *((f"the level {level}", level, False) for level in column.levels)]
-    gone += [("not a number", np.nan, None), ("text", "text", True), ("infinite", np.inf, True)]
+    gone += [("not a number", np.nan, None), ("infinite", np.inf, True)]
+    gone += [("text", "text", True), ("a number as text", "1", True)]
     gone += [("minus infinite", -np.inf, True), ("too large", 2 * LARGEST, True)]
     if column.type == "boolean":
         return [*gone, ("0", 0.0, False), ("1", 1.0, False), ("2", 2.0, True)]
@@ -127,6 +126,8 @@ def insane(contract: Contract, predict: Predict, features: pd.DataFrame) -> dict
     def ask(rows: pd.DataFrame) -> np.ndarray:
         return _shaped(answers_of(contract, predict, rows), len(rows))
 
+    if features.empty:
+        return {}
     answer = ask(features)
     broken = np.isnan(answer).all(axis=1)
     wrong = dict.fromkeys(features.index[broken], "it is answered by an error, or no number")
@@ -202,9 +203,8 @@ def record_answers(
     rows = compared_rows(contract, features)
     rows = rows.iloc[recorded_places(contract, len(features), len(rows))]
     answers = answers_of(contract, predict, rows)
-    files = {
-        n: digest_file(folder / n) for n in ("model.skops", "model.onnx") if (folder / n).exists()
-    }
+    there = [name for name in ("model.skops", "model.onnx") if (folder / name).exists()]
+    files = {name: digest_file(folder / name) for name in there}
     head = {"schema": SCHEMA, "rows": _digest(rows), "files": files}
     said = answers.astype(object)
     said[~np.isfinite(answers)] = None
@@ -219,9 +219,7 @@ def read_answers(folder: Path, rows: pd.DataFrame) -> np.ndarray:
         answers, files = np.array(said["answers"], dtype=float), dict(said["files"])
         of = said["rows"] if said["schema"] == SCHEMA else ""
     except (OSError, ValueError, TypeError, KeyError):
-        raise Mistake(
-            f"there is no record of the notebook's answers ({RECORD}): train again"
-        ) from None
+        raise Mistake(f"no record of the notebook's answers ({RECORD}): train again") from None
     for name in {"model.skops", *files}:
         path = folder / name
         if not path.exists() or files.get(name) != digest_file(path):
@@ -270,17 +268,15 @@ def edge_finding(
         reach = limit * max(1.0, float(np.nanmax(np.abs(ours), initial=0)))
         apart = features.index[~_close(ours, theirs, reach)]
         wrong |= {(n, copy): f"{copy} answers otherwise than {first[0]}" for n in apart}
-    table = pd.DataFrame(
-        [(*key, why) for key, why in wrong.items()], columns=["edge", "where", "why"]
-    )
+    told = [(*key, why) for key, why in wrong.items()]
+    table = pd.DataFrame(told, columns=["edge", "where", "why"])
     names = list(dict.fromkeys(table["edge"]))
     count, tried = len(names), len(edges)
     why = f"{count} of {tried} edge cases fail, {tried - len(features)} are refused"
     why += f": {'; '.join(names[:6])}" + (" and more" if count > 6 else "") if names else ""
-    verdict = Verdict.FAIL if count else Verdict.PASS
-    return Finding(
-        "edge_cases", "all", *(float(count),) * 3, 0.0, "max", verdict, why, tried
-    ), table
+    verdict = Verdict.FAIL if count or features.empty else Verdict.PASS
+    values = (float(count),) * 3
+    return Finding("edge_cases", "all", *values, 0.0, "max", verdict, why, tried), table
 
 # %% ../../nbs/gates/22_edges.ipynb #27f4d72b
 def parity_table(copies: Copies, limit: float) -> pd.DataFrame:
