@@ -41,6 +41,105 @@ SLIPS = {
 }
 
 
+PROMISES = (
+    GOOD
+    + """[behaviour.richer]
+kind = direction
+column = income
+times = 1.1
+expect = down
+tolerance = 0.02
+max_failures = 0.05
+[behaviour.channel]
+kind = invariance
+column = channel
+values = web, "branch, main"
+[behaviour.sound]
+kind = example
+rows = income = 9e4 and job = cook
+       "debt and due" = 0
+at_least = 0.1
+at_most = 0.2
+[slice.young]
+where = age < 30 and job != "" and "a = b" >= -2
+min_accuracy = 0.6
+[slice.all]
+where = income =
+"""
+)
+
+BROKEN = {
+    "no kind": ("kind = direction\n", "", ["line 14", "invariance, direction, example"]),
+    "unknown kind": ("= direction", "= dircetion", ["line 15", "one of"]),
+    "unknown key": ("times = 1.1", "tims = 1.1", ["line 17", "'times'"]),
+    "not a number": ("times = 1.1", "times = much", ["line 17", "a number"]),
+    "not above one": ("times = 1.1", "times = 0.9", ["line 17", "more than 1"]),
+    "two changes": ("times = 1.1", "times = 1.1\nadd = 3", ["only one of"]),
+    "no change": ("times = 1.1\n", "", ["line 14", "values (rising), add or times"]),
+    "no way": ("expect = down\n", "", ["line 14", "up or down"]),
+    "another way": ("expect = down", "expect = lower", ["line 18", "up or down"]),
+    "negative tolerance": ("= 0.02", "= -0.02", ["line 19", "0 or more"]),
+    "none may fail": ("= 0.05", "= 0", ["line 20", "no rows prove"]),
+    "all may fail": ("= 0.05", "= 1", ["line 20"]),
+    "an invariance that expects": (
+        'values = web, "branch, main"',
+        "expect = up",
+        ["line 24", "same, or nothing"],
+    ),
+    "an example with a column": ("at_least = 0.1", "column = job", ["line 29", "leave it out"]),
+    "an example with tolerance": ("at_least = 0.1", "tolerance = 1", ["line 29", "bounds instead"]),
+    "an example of nothing": (
+        'rows = income = 9e4 and job = cook\n       "debt and due" = 0\n',
+        "",
+        ["line 25", "such as: income"],
+    ),
+    "an example without an answer": (
+        "at_least = 0.1\nat_most = 0.2\n",
+        "",
+        ["line 25", "a class, or else"],
+    ),
+    "a row that is no row": (
+        "income = 9e4 and job",
+        "income 9e4 and job",
+        ["line 27", "column, sign"],
+    ),
+    "a row that is a range": ("income = 9e4 and", "income > 9e4 and", ["line 27", "only ="]),
+    "a slice of nothing": (
+        'where = age < 30 and job != "" and "a = b" >= -2\n',
+        "",
+        ["line 31", "says no rows"],
+    ),
+    "a condition that is none": ("age < 30", "age", ["line 32", "is no condition"]),
+    "a word compared": ("age < 30", "age < old", ["line 32", "not a number"]),
+    "an unknown limit": ("min_accuracy", "min_acuracy", ["line 33", "'min_accuracy'"]),
+    "a limit of all rows": ("min_accuracy = 0.6", "max_leakage = 1", ["line 33", "no setting"]),
+    "no name": ("[slice.all]", "[slice.]", ["no section"]),
+    "the same name twice": ("[slice.all]", "[slice.young]", ["already exists"]),
+}
+
+
+def test_promises_are_read():
+    settings = parse_settings(PROMISES)
+    richer, channel, sound = settings.behaviours
+    assert richer.times == 1.1 and richer.tolerance == 0.02 and channel.tolerance is None
+    assert channel.values == ("web", "branch, main") and channel.max_failures == 0.01
+    assert [len(row) for row in sound.rows] == [2, 1] and sound.at_least == 0.1
+    assert sound.rows[1][0].column == "debt and due"
+    young, everyone = settings.slices
+    assert [str(part) for part in young.where] == ["age < 30", "job != missing", "a = b >= -2"]
+    assert young.limits == {"min_accuracy": 0.6} and not everyone.limits
+    assert everyone.where[0].value == ""
+
+
+@pytest.mark.parametrize("slip", BROKEN)
+def test_every_broken_promise_is_told(slip):
+    right, wrong, words = BROKEN[slip]
+    assert right in PROMISES
+    with pytest.raises(Mistake) as told:
+        parse_settings(PROMISES.replace(right, wrong))
+    assert all(word in str(told.value) for word in ["settings.ini", *words]), told.value
+
+
 def test_a_good_file_is_read():
     settings = parse_settings(GOOD)
     assert settings.waivers[0].by == "A. Person" and settings.model.trials == 3

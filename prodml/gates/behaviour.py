@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import beta
 
 from ..contract import Column, Contract
 from ..frame import check_frame
@@ -161,12 +162,12 @@ def _moves(b: Behaviour, before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 def rows_for(count: int, rows: int, limit: float, confidence: float = 0.95) -> int | None:
     """The rows that would settle whether more than `limit` fail, if the share stayed."""
-    share = count / rows if rows else 0.0
-    for size in np.unique(np.geomspace(max(rows, 10), 1e7, 400).astype(int)):
-        low, high = proportion_interval(round(share * size), int(size), confidence)
-        if high <= limit or low > limit:
-            return int(size)
-    return None
+    sizes: np.ndarray = np.unique(np.geomspace(max(rows, 10), 1e7, 400).astype(int))
+    counts, tail = np.round(count / max(rows, 1) * sizes), (1 - confidence) / 2
+    high = beta.ppf(1 - tail, counts + 1, sizes - counts)
+    low = np.nan_to_num(beta.ppf(tail, counts, sizes - counts + 1))
+    settled = np.flatnonzero((high <= limit) | (low > limit))
+    return int(sizes[settled[0]]) if len(settled) else None
 
 # %% ../../nbs/gates/21_behaviour.ipynb #e072815a
 Predict = Callable[[pd.DataFrame], np.ndarray]

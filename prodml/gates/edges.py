@@ -117,7 +117,7 @@ def answers_of(contract: Contract, predict: Predict, rows: pd.DataFrame) -> np.n
         if len(rows) > 1:
             parts = np.array_split(np.arange(len(rows)), 2)
             return np.concatenate([answers_of(contract, predict, rows.iloc[p]) for p in parts])
-    return np.full((1, len(contract.classes)) if contract.classes else 1, np.nan)
+    return np.full((len(rows), len(contract.classes)) if contract.classes else len(rows), np.nan)
 
 # %% ../../nbs/gates/22_edges.ipynb #711e4d4b
 def insane(contract: Contract, predict: Predict, features: pd.DataFrame) -> dict[str, str]:
@@ -158,7 +158,7 @@ def insane(contract: Contract, predict: Predict, features: pd.DataFrame) -> dict
 
 # %% ../../nbs/gates/22_edges.ipynb #c447a956
 def _shaped(answer: np.ndarray, rows: int) -> np.ndarray:
-    return np.asarray(answer, dtype=float).reshape(rows, -1)
+    return np.asarray(answer, dtype=float).reshape(rows, -1) if rows else np.empty((0, 1))
 
 
 def _close(one: np.ndarray, other: np.ndarray, reach: float) -> np.ndarray:
