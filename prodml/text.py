@@ -88,7 +88,7 @@ def read_conditions(text: str) -> tuple[Condition, ...]:
     at = 0
     while at < len(text) or not found:
         part = _CONDITION.match(text, at)
-        if part is None:
+        if part is None or re.search(r"\sand\s", part[2] or ""):
             right = "such as: age < 30 and job = cook"
             raise Mistake(
                 f"{text[at:].strip()!r} is no condition. Write column, sign, value, {right}"
