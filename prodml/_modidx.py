@@ -1050,6 +1050,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'prodml.serve.wire.error_reply': ('serve/wire.html#error_reply', 'prodml/serve/wire.py'),
                                    'prodml.serve.wire.read_body': ('serve/wire.html#read_body', 'prodml/serve/wire.py'),
                                    'prodml.serve.wire.read_request': ('serve/wire.html#read_request', 'prodml/serve/wire.py'),
+                                   'prodml.serve.wire.route_path': ('serve/wire.html#route_path', 'prodml/serve/wire.py'),
                                    'prodml.serve.wire.send_reply': ('serve/wire.html#send_reply', 'prodml/serve/wire.py')},
             'prodml.settings': { 'prodml.settings.Behaviour': ('settings.html#behaviour', 'prodml/settings.py'),
                                  'prodml.settings.Behaviour.__post_init__': ('settings.html#behaviour.__post_init__', 'prodml/settings.py'),

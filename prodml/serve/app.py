@@ -31,6 +31,7 @@ from prodml.serve.wire import (
     Unanswerable,
     error_reply,
     read_request,
+    route_path,
     send_reply,
 )
 from ..settings import Serve
@@ -96,8 +97,8 @@ class App:
         except Exception as fault:
             log.error("request failed: %s", type(fault).__name__, exc_info=fault)
             done = error_reply(fault)
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        await send_reply(send, error_in_form(path, done), empty=scope["method"] == "HEAD")
+        done = error_in_form(route_path(scope), done)
+        await send_reply(send, done, empty=scope["method"] == "HEAD")
 
 # %% ../../nbs/serve/72_app.ipynb #c3fb5718
 def predictions(answered: Answered) -> Reply:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Message', 'Receive', 'Send', 'Route', 'Routes', 'DRAINED', 'Request', 'Reply', 'Unanswerable', 'error_facts',
-           'error_reply', 'read_body', 'read_request', 'send_reply']
+           'error_reply', 'read_body', 'route_path', 'read_request', 'send_reply']
 
 # %% ../../nbs/serve/63_wire.ipynb #3098161b
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -96,10 +96,20 @@ async def read_body(receive: Receive, most: int) -> bytes:
     return body
 
 
+def route_path(scope: Message) -> str:
+    """The path as the application knows it, below its mount, whatever a proxy took off."""
+    path, root = scope["path"], scope.get("root_path", "")
+    mounted = root.removeprefix(scope.get("app_root_path", root))
+    for prefix in (root, mounted):
+        if path == prefix or path.startswith(f"{prefix}/"):
+            return str(path[len(prefix) :])
+    return str(path)
+
+
 async def read_request(scope: Message, receive: Receive, serve: Serve) -> Request:
     """The whole request. Raises `Unanswerable` for a body that is not within the limits."""
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    path = route_path(scope)
     query = scope.get("query_string", b"").decode("latin-1")
     method = scope["method"]
     body = b"" if method in ("GET", "HEAD") else await read_body(receive, serve.max_bytes)
