@@ -191,6 +191,7 @@ class RuntimeInterface(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Conversation)
+        self.handle_error = lambda *_: None  # a function that was ended leaves its question open
         self.events, self.answers = queue.Queue(), queue.Queue()
         self.daemon_threads = True
 
@@ -249,6 +250,7 @@ def function(folder, python, log):
             [python, "-m", "awslambdaric", "function.handler"],
             **{"cwd": folder, "env": environment, "stdout": out, "stderr": subprocess.STDOUT},
         )
+    interface.process = process.pid
     try:
         kind, said = interface.answers.get(timeout=60)
         yield interface, kind, said, time.monotonic() - start
@@ -332,7 +334,10 @@ def test_its_requirements_are_all_it_needs(small, folder, tmp_path):
             assert kind == "response" and read(answer)[0] == 200
             found = told(small, read(answer)[1]["predictions"])
             assert np.abs(found - small.answers[:100]).max() < 1e-6
-    print(f"loaded in {seconds:.2f} s, first answer in {first * 1000:.1f} ms")
+            memory = Path(f"/proc/{interface.process}/status")
+            most = memory.read_text().split("VmHWM:")[1].split()[0] if memory.exists() else "nan"
+    told_at = f"loaded in {seconds:.2f} s, first answer in {first * 1000:.1f} ms"
+    print(f"{told_at}, {float(most) / 1024:.0f} MB of memory")
 
 
 # Mounting -----------------------------------------------------------------------------------------

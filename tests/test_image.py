@@ -128,7 +128,7 @@ def test_the_store_of_online_features_brings_its_client(small, tmp_path, monkeyp
     plain = server_packages(small.folder, "sqlite:///features.db")
     assert plain == server_packages(small.folder, "memory:")
     assert any(line.startswith("redis==") for line in server_packages(small.folder, "redis://x"))
-    monkeypatch.setitem(image.STORES, "redis", "no-such-client")
+    monkeypatch.setitem(image.STORES, "redis", ("no-such-client",))
     asked = replace(small.settings, serve=Serve(features="redis://x"), root=tmp_path)
     with pytest.raises(Mistake, match="no-such-client is not installed here"):
         server_packages(small.folder, asked.serve.features)
