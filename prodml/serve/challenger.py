@@ -200,7 +200,7 @@ def together(checked: Checked, parts: Sequence[Answered], turn: np.ndarray) -> A
     return Answered(parts[0].scorer, *told, tuple(releases), thresholds)
 
 # %% ../../nbs/serve/71_challenger.ipynb #3ee319c8
-def pair_answer(pair: Pair, checked: Checked, ids: Sequence[str], trial: Trial) -> Answered:
+def pair_answer(trial: Trial, pair: Pair, checked: Checked, ids: Sequence[str] = ()) -> Answered:
     """The answer to rows that came in by the pair's door; each arm's part is told.
 
     Raises `RowsRefused`, and what the champion raises.
@@ -225,10 +225,10 @@ def pair_answer(pair: Pair, checked: Checked, ids: Sequence[str], trial: Trial) 
         answered = canary_answer(trial, Waiting(pair, checked, named), own)
         trial.tell(answered)
         return answered
-    return split_answer(Waiting(pair, checked, named), own, turn, trial)
+    return split_answer(trial, Waiting(pair, checked, named), own, turn)
 
 
-def split_answer(waiting: Waiting, own: Checked, turn: np.ndarray, trial: Trial) -> Answered:
+def split_answer(trial: Trial, waiting: Waiting, own: Checked, turn: np.ndarray) -> Answered:
     """The answer to rows of which the challenger answers those whose `turn` it is."""
     pair, checked, ids = waiting
     rows = np.flatnonzero(turn)

@@ -218,7 +218,7 @@ ACTIONS = {"reject": "rejected", "flag": "flagged", "impute": "imputed"}
 class Features:
     """Completes rows by the id of their entity."""
 
-    def __init__(self, contract: Contract, serve: Serve) -> None:
+    def __init__(self, contract: Contract, serve: Serve, asker: Asker | None = None) -> None:
         names = contract.of_role("id")
         if not serve.features_entity and not names:
             right = "name an id column in [data], or features_entity in [serve]"
@@ -226,8 +226,10 @@ class Features:
         self.serve, self.entity = serve, serve.features_entity or names[0]
         self.foreign = self.entity not in {column.name for column in contract.columns}
         self.usual = {column.name: column.fill for column in contract.features}
-        store = open_store(store_url(serve), serve.features_timeout)
-        self.asker = Asker(store, serve.features_timeout)
+        if asker is None:  # else the one of the release before
+            store = open_store(store_url(serve), serve.features_timeout)
+            asker = Asker(store, serve.features_timeout)
+        self.asker = asker
 
     async def join(self, rows: Sequence[Any]) -> Joined:
         """`rows` completed. Raises `Unanswerable` when the store is needed and does not answer."""

@@ -10,7 +10,7 @@ __all__ = ['TF_TYPES', 'MEDIA', 'MLFLOW_CODES', 'Served', 'scored', 'answer_tens
 # %% ../../nbs/serve/69_protocols.ipynb #664f7711
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,11 @@ class Served:
     answer: Callable[[Checked, Sequence[str]], Answered]
     most: int = 1000  # rows in a request
     ready: Callable[[], bool] = lambda: True
+    alone: Callable[[Checked, Sequence[str]], Answered] | None = None  # the door to this version
+
+    def version(self, named: str) -> "Served":
+        """What a path asks for that is empty or names this version, which no other may answer."""
+        return replace(self, answer=self.alone) if named and self.alone else self
 
 
 def scored(served: Served, rows: Sequence[Any], name: str = "") -> Answered:
@@ -250,7 +255,7 @@ def v2_routes(served: Served, name: str) -> dict[tuple[str, str], Route]:
         path = f"/v2/models/{name}{version}"
         found["GET", path] = lambda request: described
         found["GET", f"{path}/ready"] = partial(ready, name=name)
-        found["POST", f"{path}/infer"] = in_words(partial(infer, served))
+        found["POST", f"{path}/infer"] = in_words(partial(infer, served.version(version)))
     return found
 
 # %% ../../nbs/serve/69_protocols.ipynb #b7930299
@@ -264,9 +269,10 @@ def v1_routes(served: Served, name: str) -> dict[tuple[str, str], Route]:
         path = f"/v1/models/{name}{version}"
         found["GET", path] = lambda request: status
         found["GET", f"{path}/metadata"] = lambda request: described
-        found["POST", f"{path}:predict"] = in_words(partial(tf_predict, served))
+        exact = served.version(version)
+        found["POST", f"{path}:predict"] = in_words(partial(tf_predict, exact))
         for method in ("classify", "regress"):
-            found["POST", f"{path}:{method}"] = in_words(partial(tf_judge, served, method))
+            found["POST", f"{path}:{method}"] = in_words(partial(tf_judge, exact, method))
     return found
 
 

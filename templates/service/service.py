@@ -1,10 +1,12 @@
 """The service made by `prodml build`. Read it, change it: it is yours. To run it: `bentoml serve`.
 
 It starts only while the evidence of its release stands: unchanged, fresh, passed, and signed by a
-key that `service.json` trusts.
+key that `service.json` trusts. The file `current`, here or where PRODML_POINTER says, may name
+another release, which takes over within two seconds.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -18,8 +20,10 @@ from prodml.settings import Mistake, Serve  # noqa: E402
 
 told = json.loads((HERE / "service.json").read_text(encoding="utf-8"))
 serve = Serve(**told["serve"])
+pointer = os.environ.get("PRODML_POINTER", HERE / "current")
 try:
-    app = create_app(HERE / "release" / told["release"], **told["checks"], serve=serve)
+    release = HERE / "release" / told["release"]
+    app = create_app(release, **told["checks"], serve=serve, pointer=pointer)
 except Mistake as mistake:
     sys.exit(f"Not served. {mistake}")
 
@@ -45,3 +49,6 @@ image = bentoml.images.Image(  # what `bentoml containerize` makes
 @bentoml.asgi_app(app)
 class Service:
     """Answers `POST /predict`; `GET /metadata` says how to ask."""
+
+    def __init__(self) -> None:
+        app.start()  # in each worker
