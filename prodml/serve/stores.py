@@ -99,7 +99,7 @@ class SqliteStore:
 
     def __init__(self, path: str | Path, timeout: float) -> None:
         self.path, self.timeout = Path(path), timeout
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.connection: sqlite3.Connection | None = None
 
     def get_many(self, ids: Sequence[str]) -> list[StoredRow | None]:
@@ -127,7 +127,8 @@ class SqliteStore:
 
     def close(self) -> None:
         """Nothing; the connection is closed, and opened again if it is needed."""
-        connection, self.connection = self.connection, None
+        with self.lock:
+            connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
 
