@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXIT_CODES', 'ICONS', 'app', 'releases', 'ProjectOption', 'JsonOption', 'ReleaseArgument', 'ImageOption',
-           'BackendOption', 'BaseOption', 'answer', 'progress', 'settings_of', 'new', 'run', 'train', 'report',
-           'release_list', 'release_show', 'release_verify', 'build', 'serve', 'main']
+           'BackendOption', 'BaseOption', 'FunctionOption', 'answer', 'progress', 'settings_of', 'new', 'run', 'train',
+           'report', 'release_list', 'release_show', 'release_verify', 'build', 'serve', 'main']
 
 # %% ../nbs/99_cli.ipynb #79d3fbb5
 import contextlib
@@ -236,9 +236,8 @@ def release_verify(
 # %% ../nbs/99_cli.ipynb #2be4547a
 ImageOption = Annotated[bool, typer.Option("--image", help="Make a container image as well.")]
 BackendOption = Annotated[str, typer.Option(help="What makes it: docker, podman or buildah.")]
-BaseOption = Annotated[
-    str, typer.Option(help="The image it begins with, such as python:3.12-slim.")
-]
+BaseOption = Annotated[str, typer.Option(help="The image it begins with: python:3.12-slim.")]
+FunctionOption = Annotated[bool, typer.Option("--function", help="Make an AWS Lambda function.")]
 
 
 @app.command()
@@ -247,30 +246,34 @@ def build(
     image: ImageOption = False,
     backend: BackendOption = "",
     base: BaseOption = "",
+    function: FunctionOption = False,
     project: ProjectOption = Path("."),
     as_json: JsonOption = False,
 ) -> None:
     """Make a service and a Bento of a release whose evidence stands, and an image of it."""
     from prodml.release.store import check_release, find_release
     from prodml.serve.build import build as build_bento
+    from prodml.serve.function import render_function
     from prodml.serve.image import containerize, find_backend
 
     settings = settings_of(project)
     release = find_release(settings, name)
     check_release(settings, release)
     tool = find_backend(backend) if image or backend else ""
+    code = render_function(settings, release) if function else ""
     with progress("build") as step:
         step("Bento", 0.1)
         folder, tag = build_bento(settings, release, base, bool(tool))
         step(f"image, by {tool}", 0.3) if tool else None
         made = containerize(tag, folder, tool) if tool else ""
     lines = [f"Service  {folder}", f"Bento    {tag}"]
+    lines += [f"Function {code}: its Dockerfile says what to do"] if code else []
     if tool:
         lines += [f"Image    {made}, with {folder / 'sbom.cdx.json'} inside"]
         lines += [f"Next: {tool} run --read-only --tmpfs /tmp -p 3000:3000 {made}"]
     else:
         lines += [f"Next: bentoml serve {tag}"]
-    answer(as_json, {"service": folder, "bento": tag, "image": made}, lines)
+    answer(as_json, {"service": folder, "bento": tag, "image": made, "function": code}, lines)
 
 # %% ../nbs/99_cli.ipynb #e20feb3e
 @app.command()

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from processes import free_port, server
+from processes import free_port, prodml, server
 from released import FAILED, released, sealed, told
 from services import absent
 from starlette.applications import Starlette
@@ -37,9 +37,26 @@ def small(tmp_path_factory):
     return released(tmp_path_factory.mktemp("small"))
 
 
+INI = """[project]
+name = credit demo
+[data]
+source = demo
+target = default
+[limits]
+required = correctness
+"""
+
+
 @pytest.fixture(scope="module")
-def folder(small):
-    return render_function(small.settings, small.folder)
+def folder(small, tmp_path_factory):
+    """What `prodml build --function` makes."""
+    (small.settings.root / "settings.ini").write_text(INI)
+    home = {"BENTOML_HOME": str(tmp_path_factory.mktemp("bentoml"))}
+    run = prodml("build", "--function", "--json", "-p", small.settings.root, env=home)
+    assert run.returncode == 0, run.stderr
+    made = Path(json.loads(run.stdout)["function"])
+    assert made == small.settings.root.resolve() / "functions" / small.folder.name
+    return made
 
 
 @pytest.fixture
