@@ -281,8 +281,8 @@ def test_a_full_queue_drops_and_counts_and_never_waits(monkeypatch):
         recorder(answered(ids(start, 10)))
     assert time.perf_counter() - begin < 0.15
     recorder.close()
-    assert sum(seen.values()) + recorder.dropped == 1000 and recorder.dropped >= 800
-    assert recorder.given == recorder.taken
+    assert sum(seen.values()) + recorder.waiting.dropped == 1000 and recorder.waiting.dropped >= 800
+    assert recorder.waiting.given == recorder.waiting.taken
 
 
 def test_a_sink_that_fails_stops_nobody(tmp_path, caplog):

@@ -9,6 +9,7 @@ __all__ = ['NOT_JSON', 'TOO_DEEP', 'TWICE', 'FEW', 'EXACT', 'LONGEST_ID', 'Unrea
 # %% ../../nbs/serve/61_decoder.ipynb #d51560d0
 import json
 from collections.abc import Iterable, Sequence
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -210,13 +211,14 @@ class Decoder:
 
     def __init__(self, contract: Contract) -> None:
         self.contract, self.features = contract, contract.features
-        self.forms = row_decoders(contract)
+        self.forms, self.read_at = row_decoders(contract), 0.0  # by `perf_counter`
 
     def decode(self, body: bytes, most: int) -> Decoded:
         """The at most `most` rows in `body`, checked. Raises `Unreadable`."""
         found = self._quick(body, most) if self.forms else None
         if found is None:
             rows = read_rows(body, most)
+            self.read_at = perf_counter()
             checked = check_rows(self.contract, rows, check=check_column)
             found = Decoded(checked, row_ids(self.contract, rows))
         return found
@@ -227,6 +229,7 @@ class Decoder:
             read = self.forms["wrapped" if inside else form].decode(body)
         except (msgspec.DecodeError, ValueError, RecursionError):
             return None
+        self.read_at = perf_counter()
         rows = read.rows if inside else read if form == "many" else [read]
         if not 0 < len(rows) <= most:
             return None

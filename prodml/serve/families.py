@@ -25,9 +25,7 @@ Levels = Mapping[tuple[str, ...], float]
 COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "requests": ("Requests answered.", ("path", "status")),
     "refusals": ("Requests refused as a whole, by code.", ("code",)),
-    "shed": ("Requests turned away because too many were in hand.", ()),
     "rows": ("Rows answered.", ("release", "arm")),
-    "rejected_rows": ("Rows that the contract rejects.", ()),
     "problems": ("Values that break the contract.", ("code", "outcome")),
     "log_rows": ("Rows written to the log.", ("what",)),
     "log_bytes": ("Bytes written to the log.", ()),

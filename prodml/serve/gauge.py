@@ -125,7 +125,7 @@ def shift(ranks: np.ndarray, current: np.ndarray) -> float:
 
 # %% ../../nbs/serve/66_gauge.ipynb #b0adda95
 SLOT, SLOTS = 600, 6  # seconds of a slot; slots in a window
-SCORES = np.linspace(0.05, 1, 20)  # upper ends of the bins of a probability
+SCORES = np.arange(1, 21) / 20  # upper ends of the bins of a probability
 
 
 def count(reference: Reference, batch: Batch) -> np.ndarray:
