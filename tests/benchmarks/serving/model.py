@@ -84,11 +84,12 @@ def make(folder: Path) -> None:
     joblib.dump(model.estimator, folder / "pipeline.joblib")
     table = make_table(evidence.contract, evidence.parts.test)
     names = [column.name for column in evidence.contract.features]
-    frame = evidence.parts.test[table.kept][names].head(ROWS)
+    frame = evidence.parts.test[table.kept][names].reset_index(drop=True)
+    frame = frame[frame.notna().all(axis=1)].head(ROWS)  # vetiver takes no missing value
     rows = [{n: plain(v) for n, v in zip(names, row, strict=True)}
             for row in frame.itertuples(index=False)]  # fmt: skip
     (folder / "rows.json").write_text(json.dumps(rows))
-    np.save(folder / "answers.npy", evidence.prediction[: len(rows)])
+    np.save(folder / "answers.npy", evidence.prediction[frame.index])
     told = {"service": str(service), "tag": tag, "features": names, "trees": 200}
     told["numeric"] = [column.numeric for column in evidence.contract.features]
     (folder / "made.json").write_text(json.dumps(told))

@@ -72,7 +72,9 @@ def mlflow(port):
             model, place, pyfunc_predict_fn="predict_proba", serialization_format="cloudpickle",
             pip_requirements=["scikit-learn"],
         )  # fmt: skip
-    command = [Path(sys.executable).with_name("mlflow"), "models", "serve", "-m", place, "-h", "127.0.0.1"]
+    bin = Path(sys.executable).parent
+    os.environ["PATH"] = f"{bin}:{os.environ['PATH']}"  # it starts `uvicorn` by name
+    command = [bin / "mlflow", "models", "serve", "-m", place, "-h", "127.0.0.1"]
     command += ["-p", str(port), "--env-manager", "local", "--workers", "1"]
     os.execv(command[0], list(map(str, command)))
 
