@@ -94,7 +94,8 @@ def examine_correctness(
 # %% ../../nbs/gates/42_examine.ipynb #2ef403d8
 def behaviour_of(e: Evidence, behaviour: Behaviour) -> Behaved:
     """What `behaviour` found; failed rows are numbered as in the test part, examples from 1."""
-    sure = e.settings.limits.confidence
+    asked = max(1, len(e.settings.behaviours))
+    sure = 1 - (1 - e.settings.limits.confidence) / asked
     one = behave(behaviour, e.contract, e.model.predict, e.test.features, e.threshold, sure)
     if behaviour.kind == "example":
         return one
