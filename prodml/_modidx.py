@@ -621,6 +621,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'prodml.serve.app.App.swap': ('serve/app.html#app.swap', 'prodml/serve/app.py'),
                                   'prodml.serve.app.App.tell': ('serve/app.html#app.tell', 'prodml/serve/app.py'),
                                   'prodml.serve.app.change': ('serve/app.html#change', 'prodml/serve/app.py'),
+                                  'prodml.serve.app.close_app': ('serve/app.html#close_app', 'prodml/serve/app.py'),
                                   'prodml.serve.app.constant': ('serve/app.html#constant', 'prodml/serve/app.py'),
                                   'prodml.serve.app.create_app': ('serve/app.html#create_app', 'prodml/serve/app.py'),
                                   'prodml.serve.app.find_route': ('serve/app.html#find_route', 'prodml/serve/app.py'),

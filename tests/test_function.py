@@ -27,7 +27,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from prodml.release.attestation import Refused
-from prodml.serve.app import create_app
+from prodml.serve.app import close_app, create_app
 from prodml.serve.build import checks
 from prodml.serve.function import lambda_handler, render_function, service_app
 
@@ -390,6 +390,23 @@ def test_a_mounted_model_answers_below_its_path(small, app, parent, at):
     assert bare.post(f"{at}/model/predict", json=small.rows[:1]).status_code == 200
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_what_runs_beside_a_mounted_model_is_started(small, tmp_path, told):
+    """Whether somebody says that the server starts or not; once, and ended when it is told so."""
+    app = create_app(small.folder, **checks(small.settings), pointer=tmp_path / "current")
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(TestClient(app)) if told else TestClient(fastapi_parent(app))
+        path = "/predict" if told else "/model/predict"
+        assert app.follower.thread.is_alive() is told
+        assert {client.post(path, json=small.rows[0]).status_code for _ in range(3)} == {200}
+        assert app.follower.thread.is_alive()
+    if not told:
+        close_app(app)
+    app.follower.thread.join(5)
+    assert not app.follower.thread.is_alive()
+
+
+@pytest.mark.filterwarnings("ignore:The `root_path`")
 def test_a_proxys_prefix_is_respected(small, app):
     client = TestClient(fastapi_parent(app), root_path="/behind/proxy")
     answer = client.post("/model/predict", json=small.rows[:3])
@@ -407,7 +424,7 @@ def test_a_proxys_prefix_is_respected(small, app):
 def test_a_mounted_model_runs_in_uvicorn(small, tmp_path, prefix):
     code = f"""
 from fastapi import FastAPI
-from prodml.serve.app import create_app
+from prodml.serve.app import close_app, create_app
 parent = FastAPI()
 parent.mount("/model", create_app({str(small.folder)!r}, **{checks(small.settings)!r}))
 parent.get("/readyz")(lambda: "ready")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'DEFAULTS', 'PROBES', 'metadata', 'App', 'pair_routes', 'reply_to', 'predictions', 'constant', 'find_route',
-           'other_scope', 'create_app', 'change']
+           'close_app', 'other_scope', 'create_app', 'change']
 
 # %% ../../nbs/serve/72_app.ipynb #e0265068
 import inspect
@@ -67,6 +67,7 @@ class App:
         self.trial = Trial(self.tell)
         self.features: Features | None = None
         self.follower: Follower | None = None
+        self.started = False
         self.swap(scorer if isinstance(scorer, Pair) else Pair(scorer))
 
     def swap(self, pair: Pair) -> None:
@@ -100,6 +101,7 @@ class App:
 
     def start(self) -> None:
         """Nothing; the pointer is followed, where there is one. To be called in each worker."""
+        self.started = True
         if self.follower is not None:
             self.follower.start()
 
@@ -128,6 +130,8 @@ def pair_routes(app: App, pair: Pair) -> dict[tuple[str, str], Route]:
 # %% ../../nbs/serve/72_app.ipynb #c3fb5718
 async def reply_to(app: App, scope: Message, receive: Receive) -> Reply:
     """The reply to a request, whatever is in it."""
+    if not app.started:  # nobody said that the server starts: a parent application does not
+        app.start()
     try:
         request = await read_request(scope, receive, app.serve)
         reply = find_route(app.routes, request)(request)
@@ -163,6 +167,13 @@ def find_route(routes: dict[tuple[str, str], Route], request: Request) -> Route:
         raise Unanswerable(404, "no_such_path", f"no such path; there are {paths}")
     return found
 
+# %% ../../nbs/serve/72_app.ipynb #7b3f9a10
+def close_app(app: App) -> None:
+    """Nothing; what runs beside the requests of `app` comes to its end."""
+    for one in (app.follower, app.features):
+        if one is not None:
+            one.close()
+
 
 async def other_scope(app: App, scope: Message, receive: Receive, send: Send) -> None:
     """Nothing; ends a websocket, starts with a server that says so, and agrees to stop."""
@@ -171,6 +182,8 @@ async def other_scope(app: App, scope: Message, receive: Receive, send: Send) ->
     app.start()
     while True:
         stage = (await receive())["type"].rpartition(".")[2]
+        if stage == "shutdown":
+            close_app(app)
         await send({"type": f"lifespan.{stage}.complete"})
         if stage == "shutdown":
             return
