@@ -632,6 +632,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'prodml.serve.app.reply_to': ('serve/app.html#reply_to', 'prodml/serve/app.py')},
             'prodml.serve.build': { 'prodml.serve.build.build': ('serve/build.html#build', 'prodml/serve/build.py'),
                                     'prodml.serve.build.checks': ('serve/build.html#checks', 'prodml/serve/build.py'),
+                                    'prodml.serve.build.copy_package': ('serve/build.html#copy_package', 'prodml/serve/build.py'),
                                     'prodml.serve.build.render_service': ('serve/build.html#render_service', 'prodml/serve/build.py'),
                                     'prodml.serve.build.serve_command': ('serve/build.html#serve_command', 'prodml/serve/build.py'),
                                     'prodml.serve.build.service_name': ('serve/build.html#service_name', 'prodml/serve/build.py')},

@@ -21,6 +21,7 @@ from ..contract import Checked
 from .challenger import Pair, Trial, load_pair, pair_answer
 from .decoder import Decoder, Unreadable
 from .features import Features
+from .openapi import openapi_routes
 from .pointer import Checks, Follower, Pointer, read_pointer
 from .protocols import Served, error_in_form, protocol_routes
 from .scorer import Answered, RowsRefused, Scorer
@@ -120,12 +121,13 @@ def pair_routes(app: App, pair: Pair) -> dict[tuple[str, str], Route]:
         assert features is not None
         return predictions(door(*await features.decode(decoder, request.body, most)))
 
-    return {
+    found = {
         ("POST", "/predict"): complete if features else predict,
         ("GET", "/metadata"): constant(metadata(pair.champion)),
         **{("GET", path): constant({"status": "ok"}) for path in PROBES},
         **protocol_routes(served),
     }
+    return found | openapi_routes(pair.front, app.serve, found, bool(app.serve.tokens))
 
 # %% ../../nbs/serve/72_app.ipynb #c3fb5718
 async def reply_to(app: App, scope: Message, receive: Receive) -> Reply:
@@ -163,8 +165,7 @@ def find_route(routes: dict[tuple[str, str], Route], request: Request) -> Route:
         if allowed:
             wanted = ", ".join(allowed)
             raise Unanswerable(405, "wrong_method", f"this path takes {wanted}", allow=wanted)
-        paths = ", ".join(sorted({path for _, path in routes}))
-        raise Unanswerable(404, "no_such_path", f"no such path; there are {paths}")
+        raise Unanswerable(404, "no_such_path", "no such path; /openapi.json lists them")
     return found
 
 # %% ../../nbs/serve/72_app.ipynb #7b3f9a10

@@ -149,8 +149,9 @@ def openapi(
             for one in item.values():
                 one["security"] = [] if path in OPEN else [{"bearer": []}]
                 one["responses"] |= {} if path in OPEN else failures(["unauthorized"], "Error")
-    what = f"{contract.target!r} by {len(contract.features)} features, release {scorer.release}"
-    info = {"title": contract.name, "version": scorer.release, "description": f"Predicts {what}."}
+    what = f"{contract.target}{': ' if contract.classes else ''}{' or '.join(contract.classes)}"
+    said = f"Predicts {what}, from {len(contract.features)} columns. Release {scorer.release}."
+    info = {"title": contract.name, "version": scorer.release, "description": said}
     head = {"openapi": "3.1.0", "info": info, "servers": [{"url": "./"}]}
     told = {"x-failures": FAILURES, "x-problems": CODES}
     return {**head, "paths": described, "components": components, **told}

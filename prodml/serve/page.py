@@ -70,14 +70,14 @@ def field(name: str, column: Described) -> str:
     return f"<label>{escaped(name)}{told}{inner}{hint}</label>"
 
 # %% ../../nbs/serve/56_page.ipynb #f7ed2740
-WORDS = {"reject": ("refused", "bad"), "flag": ("flagged", "odd"), "impute": ("replaced", "odd")}
+WORDS = {"reject": ("refused", " bad"), "flag": ("flagged", ""), "impute": ("replaced", " odd")}
 WHAT = {"missing": "missing", "range": "out of range", "unseen": "another level"}
 
 
 def policy(column: Described) -> str:
     """What becomes of the unusual in one column, as chips."""
     chips = [
-        f'<span class="chip {WORDS[one][1]}">{WHAT[case]}: {WORDS[one][0]}</span>'
+        f'<span class="chip{WORDS[one][1]}">{WHAT[case]}: {WORDS[one][0]}</span>'
         for case, one in column["x-policy"].items()
         if one in WORDS
     ]
@@ -160,6 +160,7 @@ def listed(described: Described) -> dict[str, str]:
         )
         for p, item in described["paths"].items()
         for m, said in ((m, escaped(one["summary"])) for m, one in item.items())
+        if "/versions/" not in p
     ]
     failures = [
         line(cell(code(one), kind="th"), cell(str(status), "status"), cell(escaped(said)))
