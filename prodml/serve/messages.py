@@ -17,6 +17,8 @@ from .tensors import KINDS, input_tensors, output_tensors
 # %% ../../nbs/serve/53_messages.ipynb #6392ba30
 FAILURES: Mapping[str, tuple[int, str]] = {
     "not_json": (400, "The body is not JSON."),
+    "too_deep": (400, "The body holds trees where rows are wanted."),
+    "duplicate_key": (400, "A row names a column twice."),
     "wrong_form": (400, "The body is JSON, CSV or tensors, but not of the form that is asked for."),
     "gone": (400, "The client went away before its request was whole."),
     "unauthorized": (401, "No bearer token came with the request, or none that is known."),
