@@ -183,7 +183,7 @@ def test_stages_and_base_paths_are_cut_off(app):
     for path in ("/prod/readyz", "/readyz"):
         assert read(handler(url_event("GET", path, stage="prod"), None))[0] == 200
     assert read(handler(url_event("GET", "/production/readyz", stage="prod"), None))[0] == 404
-    assert read(handler(url_event("GET", "/prod", stage="prod"), None))[0] == 404
+    assert read(handler(url_event("GET", "/prod", stage="prod"), None))[0] == 200
     behind = lambda_handler(app, base_path="/credit")
     assert read(behind(rest_event("GET", "/credit/readyz"), None))[0] == 200
 
