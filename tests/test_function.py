@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -301,6 +302,8 @@ def test_the_runtime_client_gets_the_answers_of_predict(small, folder, app, tmp_
         kind, said = ask({"Records": []})
         assert kind == "error" and "no HTTP request" in said["errorMessage"]
         assert read(ask(url_event("GET", "/readyz"))[1])[0] == 200
+        page = ask(url_event("GET", "/docs", headers={"accept": "text/html"}))[1]
+        assert page["statusCode"] == 200 and "</html>" in page["body"]
 
 
 def test_a_touched_release_starts_no_function(folder, tmp_path):
@@ -383,6 +386,15 @@ def test_a_mounted_model_answers_below_its_path(small, app, parent, at):
         assert client.post(f"{at}/model/predict", json={"age": "x"}).status_code == 422
         assert client.get(f"{at}/model/nowhere").json()["error"]["code"] == "no_such_path"
         assert client.post("/predict", json=small.rows[:1]).status_code == 404
+        page = client.get(f"{at}/model/docs")
+        assert page.status_code == 200 and "text/html" in page.headers["content-type"]
+        described = client.get(f"{at}/model/openapi.json")
+        server_at = urllib.parse.urljoin(str(described.url), described.json()["servers"][0]["url"])
+        assert client.post(f"{server_at}predict", json=small.rows[0]).status_code == 200
+        named = re.findall(r'(?:fetch\(|href=|src=)"([^"#:]+)"', page.text)
+        assert {"predict", "openapi.json"} <= set(named), "the page asks its own server"
+        found = [client.get(urllib.parse.urljoin(str(page.url), name)) for name in named]
+        assert {one.status_code for one in found} <= {200, 405}, named
     if at == "":
         assert client.get("/own").json() == {"own": True}
         assert "/model" not in json.dumps(client.get("/openapi.json").json())
