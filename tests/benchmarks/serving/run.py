@@ -136,7 +136,9 @@ def load(name, port, folder, connections, seconds, pause=0):
     bodies.write_text("\n".join(body(name, row) for row in rows) + "\n")
     line = ["taskset", "-c", "1", "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout"]
     line += ["20s", "-s", HERE / "rows.lua", f"http://127.0.0.1:{port}{path(name)}", "--", bodies]
-    ended = subprocess.run([*map(str, line), str(pause)], capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [*map(str, line), str(pause)], capture_output=True, text=True, check=True
+    )
     found = json.loads(ended.stdout.strip().splitlines()[-1])
     rate = found["requests"] / found["microseconds"] * 1e6
     return {"rate": round(rate, 1), "p50": found["p50"] / 1000, "p99": found["p99"] / 1000,
@@ -165,7 +167,9 @@ def middle(rounds):
     one = rounds[0]
     if isinstance(one, dict):
         return {
-            key: sum(r[key] for r in rounds) if key == "failed" else middle([r[key] for r in rounds])
+            key: sum(r[key] for r in rounds)
+            if key == "failed"
+            else middle([r[key] for r in rounds])
             for key in one
         }
     return round(statistics.median(rounds), 2)
@@ -192,7 +196,9 @@ def main():
     RESULTS.write_text(json.dumps(told, indent=1) + "\n")
     for name, one in found.items():
         rate = one["16"]["rate"]
-        share = [f"{rate / found[peer]['16']['rate']:.2f} x {peer}" for peer in found if peer != name]
+        share = [
+            f"{rate / found[peer]['16']['rate']:.2f} x {peer}" for peer in found if peer != name
+        ]
         print(f"{name:14} {rate:8.0f} requests/s at 16 connections: " + ", ".join(share))
 
 
