@@ -2,7 +2,7 @@
 
     python servers.py NAME FOLDER PORT
 
-FOLDER holds `pipeline.joblib` and `made.json`. Every server answers one row or many, in its own form.
+FOLDER holds `pipeline.joblib` and `made.json`. Every server answers in its own form.
 """
 
 import json

@@ -18,7 +18,7 @@ CONNECTIONS, SHARE, EVERY = 64, 0.8, 2.0
 
 
 def paced(most, port, folder):
-    """The pause in milliseconds after which 64 connections make 80 % of `most` requests a second."""
+    """The pause in milliseconds with which 64 connections make 80 % of `most` requests/s."""
     pause = CONNECTIONS / (SHARE * most) * 1000
     for _ in range(4):  # the time that an answer takes comes off the pause
         rate = load("prodml", port, folder, CONNECTIONS, 5, round(pause))["rate"]
@@ -52,7 +52,8 @@ def main():
     at, memory = np.array(seen).T
     late = at > at[-1] / 4
     slope = np.polyfit(at[late] / 60, memory[late], 1)[0]
-    told = {"minutes": asked.minutes, "most": most, "share": round(found["rate"] / most, 2), **found,
+    told = {"minutes": asked.minutes, "most": most, "share": round(found["rate"] / most, 2)}
+    told = {**told, **found,
             "memory": {"first quarter": round(float(memory[~late].mean()), 1),
                        "last": float(memory[-1]), "most": float(memory.max()),
                        "megabytes a minute": round(float(slope), 3)}}  # fmt: skip
