@@ -799,6 +799,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'prodml.serve.image.image_lines': ('serve/image.html#image_lines', 'prodml/serve/image.py'),
                                     'prodml.serve.image.image_time': ('serve/image.html#image_time', 'prodml/serve/image.py'),
                                     'prodml.serve.image.last_lines': ('serve/image.html#last_lines', 'prodml/serve/image.py'),
+                                    'prodml.serve.image.lock_note': ('serve/image.html#lock_note', 'prodml/serve/image.py'),
                                     'prodml.serve.image.lock_packages': ('serve/image.html#lock_packages', 'prodml/serve/image.py'),
                                     'prodml.serve.image.material': ('serve/image.html#material', 'prodml/serve/image.py'),
                                     'prodml.serve.image.needed': ('serve/image.html#needed', 'prodml/serve/image.py'),

@@ -254,7 +254,7 @@ def build(
     from prodml.release.store import check_release, find_release
     from prodml.serve.build import build as build_bento
     from prodml.serve.function import render_function
-    from prodml.serve.image import containerize, find_backend
+    from prodml.serve.image import containerize, find_backend, lock_note
 
     settings = settings_of(project)
     release = find_release(settings, name)
@@ -266,14 +266,15 @@ def build(
         folder, tag = build_bento(settings, release, base, bool(tool))
         step(f"image, by {tool}", 0.3) if tool else None
         made = containerize(tag, folder, tool) if tool else ""
-    lines = [f"Service  {folder}", f"Bento    {tag}"]
+    lines, lacks = [f"Service  {folder}", f"Bento    {tag}"], lock_note(folder)
     lines += [f"Function {code}: its Dockerfile says what to do"] if code else []
     if tool:
         lines += [f"Image    {made}, with {folder / 'sbom.cdx.json'} inside"]
-        lines += [f"Next: {tool} run --read-only --tmpfs /tmp -p 3000:3000 {made}"]
-    else:
-        lines += [f"Next: bentoml serve {tag}"]
-    answer(as_json, {"service": folder, "bento": tag, "image": made, "function": code}, lines)
+        lines += [f"Lock     {lacks}"] if lacks else []
+    run = f"{tool} run --read-only --tmpfs /tmp -p 3000:3000 {made}"
+    lines += [f"Next: {run if tool else f'bentoml serve {tag}'}"]
+    facts = {"service": folder, "bento": tag, "image": made, "function": code}
+    answer(as_json, facts | {"digests": not lacks}, lines)
 
 # %% ../nbs/99_cli.ipynb #e20feb3e
 @app.command()

@@ -83,6 +83,7 @@ def test_the_bill_of_materials_is_the_lock(service):
 def test_the_same_release_makes_the_same_files_again(small, service):
     names = ("requirements.lock", "sbom.cdx.json", "image.dockerfile", "service.json")
     before = [(service / name).read_bytes() for name in names]
+    assert before[0].startswith(b"# No digests: none were asked for.\n")
     render_service(small.settings, small.folder)
     assert [(service / name).read_bytes() for name in names] == before
 
@@ -204,6 +205,20 @@ def test_a_docker_whose_daemon_is_silent_is_passed_over(tmp_path):
         find_backend("docker", path=str(tmp_path))
 
 
+def test_what_a_tool_said_last_is_found_wherever_bentoml_puts_it():
+    """podman's words follow BentoML's; docker's come before them, with a bare command after."""
+    ends = (
+        "\nTraceback (most recent call last):\n  File x\nbentoml.exceptions.BentoMLException: ..."
+    )
+    for said in (
+        f"INFO: begun\n{image.BEGAN}STEP 3\nno space left{ends}",
+        f"#3 STEP\nno space left\n{image.BEGAN}Command '['docker']' returned 1{ends}",
+        "no space left\n",
+    ):
+        assert image.last_lines(said, 1) == "no space left"
+    assert image.last_lines("") == ""
+
+
 @pytest.mark.slow
 def test_a_build_that_fails_ends_with_what_was_said_last(small, tmp_path):
     (tmp_path / "podman").write_text("#!/bin/sh\necho 'no space left on device' >&2\nexit 125\n")
@@ -260,7 +275,9 @@ def made(small, podman, tmp_path_factory):
     asked = ["build", "--image", "--backend", "podman", "--json", "-p", small.settings.root]
     run = prodml(*asked, env=environment)
     assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout) | {"environment": environment}
+    answer = json.loads(run.stdout)
+    assert answer["digests"] and answer["image"] == answer["bento"]
+    return answer | {"environment": environment}
 
 
 @pytest.fixture(scope="module")
