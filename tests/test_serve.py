@@ -117,6 +117,21 @@ def test_metadata_holds_an_example_that_is_answered(url):
     assert get(f"{url}/healthz")[0] == get(f"{url}/readyz")[0] == get(f"{url}/livez")[0] == 200
 
 
+def test_other_protocols_and_the_page_are_there_behind_bentoml(small, url):
+    row = small.rows[0]
+    expected = post(f"{url}/predict", row)[1]["predictions"][0]["probabilities"]
+    name = f"{url}/v1/models/credit-demo/versions/{small.folder.name}:predict"
+    status, answer = post(name, {"instances": [row]})
+    assert status == 200 and answer["predictions"][0]["probabilities"] == [*expected.values()]
+    status, answer = post(f"{url}/invocations", {"dataframe_records": [row]})
+    assert status == 200 and answer["predictions"][0]["probabilities"] == expected
+    status, answer = post(f"{url}/v2/models/credit-demo/infer", {"inputs": []})
+    assert status == 400 and answer["error"].startswith("wrong_form: ")
+    status, page = get(f"{url}/docs")
+    assert status == 200 and small.folder.name in page.decode() and b"[[TITLE]]" not in page
+    assert json.loads(get(f"{url}/openapi.json")[1])["info"]["title"] == "credit demo"
+
+
 def test_the_bento_in_the_store_answers_too(small, built, tmp_path):
     _, tag, environment = built
     assert re.fullmatch(rf"credit-demo:{small.folder.name}", tag)
