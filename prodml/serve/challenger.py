@@ -285,8 +285,12 @@ def point(
     """
     folder = Path(folder).resolve()
     checks = service_checks(folder) if checks is None else checks
-    names = [brought(folder, str(name)) if str(name) else "" for name in (champion, challenger)]
-    asked = Pointer(names[0], names[1], challenge, canary_share)
-    load_pair(folder, read_pointer(asked.to_json()), checks)
+    wanted = [str(name) for name in (champion, challenger)]
+    wanted = [str(Path(n).expanduser().resolve()) if "/" in n else n for n in wanted]
+    asked = Pointer(wanted[0], wanted[1], challenge, canary_share)
+    load_pair(folder, read_pointer(asked.to_json()), checks)  # where they lie
+    copies = [brought(folder, named_release(folder, name)) if name else "" for name in wanted]
+    asked = replace(asked, champion=copies[0], challenger=copies[1])
+    load_pair(folder, asked, checks)  # where they will be served from
     write_pointer(folder, asked)
     return asked

@@ -97,11 +97,8 @@ def service_checks(folder: Path) -> Checks:
         raise Mistake(f"{folder.name} is no service: it has no service.json with checks") from None
 
 
-def brought(folder: Path, name: str) -> str:
-    """The name, in `folder`, of a release there or of a copy of the one at the path `name`."""
-    place = Path(name).expanduser().resolve()
-    if "/" not in name or not place.is_dir():
-        return named_release(folder, name).name
+def brought(folder: Path, place: Path) -> str:
+    """The name, in `folder`, of the release at `place`: it lies there, or is copied."""
     beside = place.parent.parent == folder and place.parent.name in STORES
     if not beside and not (folder / "release" / place.name).exists():
         with new_folder(folder / "release" / place.name) as work:
