@@ -47,7 +47,7 @@ def read_pointer(text: str) -> Pointer:
     except ValueError:
         told = None
     if not isinstance(told, dict):
-        raise Mistake(f"the pointer is no JSON object such as {Pointer('RELEASE').to_json()}")
+        raise Mistake('the pointer is no JSON object such as {"champion": "RELEASE"}')
     known = asdict(Pointer("")).keys()
     for key in told.keys() - known:
         raise Mistake(f"the pointer says {key!r}, which means nothing.{close_match(key, known)}")
