@@ -20,23 +20,32 @@ FAILURES: Mapping[str, tuple[int, str]] = {
     "too_deep": (400, "The body holds trees where rows are wanted."),
     "duplicate_key": (400, "A row names a column twice."),
     "wrong_form": (400, "The body is JSON, CSV or tensors, but not of the form that is asked for."),
+    "not_gzip": (400, "The body is no whole gzip data, though its Content-Encoding says so."),
     "gone": (400, "The client went away before its request was whole."),
     "unauthorized": (401, "No bearer token came with the request, or none that is known."),
     "no_such_path": (404, "There is no such path, model or version."),
     "wrong_method": (405, "The path takes another method; the header Allow names it."),
+    "slow_body": (408, "The body did not arrive within the time-out; send it again."),
     "body_too_large": (413, "The body has more bytes than are taken."),
     "too_many_rows": (413, "There are more rows than are answered at a time."),
     "wrong_media": (415, "The body is of a media type that is not taken."),
+    "wrong_encoding": (415, "The body is encoded; send it as it is, or as gzip."),
     "not_outcomes": (400, "The body is no outcome, and no list of them."),
     "bad_outcome": (422, "An outcome has no good id, label or time."),
     "rows_refused": (422, "Rows break the contract; none was scored, and each problem is told."),
     "internal": (500, "The service failed; its log says why, the answer does not."),
-    "no_log": (501, "No predictions are logged, so outcomes have nothing to join."),
+    "no_log": (409, "No predictions are logged, so outcomes have nothing to join."),
+    "not_available": (501, "This release cannot do that."),
+    "overloaded": (
+        503,
+        "There are too many requests in hand; come back after Retry-After seconds.",
+    ),
+    "too_slow": (503, "The answer took too long; come back later, or with fewer rows."),
     "busy": (503, "Too many outcomes wait to be written; come back after Retry-After seconds."),
     "store_unavailable": (503, "The store of features does not answer; give all features."),
 }
 
-
+# %% ../../nbs/serve/53_messages.ipynb #53e00a01
 def failures(codes: Iterable[str], form: str) -> dict[str, Any]:
     """The responses that tell of the `codes`, by status, in the `form` (a schema's name)."""
     found: dict[str, Any] = {}

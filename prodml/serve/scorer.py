@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Columns', 'Threshold', 'problem_facts', 'RowsRefused', 'Scorer', 'describe', 'Answered', 'row_names', 'score',
-           'answer_facts', 'plain_name', 'Encoder', 'onnx_function', 'skops_function', 'load_scorer']
+           'answer_facts', 'plain_name', 'Encoder', 'metadata', 'onnx_function', 'skops_function', 'load_scorer']
 
 # %% ../../nbs/serve/60_scorer.ipynb #d9454e5c
 import json
@@ -20,7 +20,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..contract import Checked, Contract, check_rows, read_contract
+from ..contract import CODES, Checked, Contract, check_rows, read_contract
+from .messages import FAILURES
 from ..settings import Mistake
 
 # %% ../../nbs/serve/60_scorer.ipynb #e9a17188
@@ -185,6 +186,21 @@ class Encoder:
             "problems": problem_facts(answered.checked),
         }
         return self.json.encode({**found, "counts": answered.checked.counts})
+
+# %% ../../nbs/serve/60_scorer.ipynb #1ff18e0d
+def metadata(scorer: Scorer) -> dict[str, Any]:
+    """What the model is, the features it wants, and an example of a row, as JSON values."""
+    contract, kept = scorer.contract, ("name", "type", "nullable", "minimum", "maximum", "unit")
+    features = [
+        {**{key: getattr(column, key) for key in kept}, "levels": list(column.levels)}
+        for column in contract.features
+    ]
+    head = {"release": scorer.release, "name": contract.name, "task": contract.task}
+    card = {key: scorer.card.get(key) for key in ("candidate", "threshold", "format")}
+    tail = {"target": contract.target, "classes": list(contract.classes), "features": features}
+    codes = {code: {"status": told[0], "meaning": told[1]} for code, told in FAILURES.items()}
+    answers = {"codes": codes, "problems": dict(CODES)}
+    return {**head, **card, **tail, "example": contract.example(), **answers}
 
 # %% ../../nbs/serve/60_scorer.ipynb #45223da2
 def onnx_function(path: Path, contract: Contract) -> Callable[[Columns], np.ndarray]:

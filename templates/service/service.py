@@ -15,7 +15,7 @@ import bentoml
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # the copy of prodml beside this file goes first
 
-from prodml.serve.app import create_app  # noqa: E402
+from prodml.serve.app import close_app, create_app, is_ready, start_app  # noqa: E402
 from prodml.settings import Mistake, Serve  # noqa: E402
 
 told = json.loads((HERE / "service.json").read_text(encoding="utf-8"))
@@ -51,4 +51,11 @@ class Service:
     """Answers `POST /predict`; `GET /metadata` says how to ask."""
 
     def __init__(self) -> None:
-        app.start()  # in each worker
+        start_app(app)  # in each worker
+
+    async def __is_ready__(self) -> bool:  # /readyz: no longer, once the server is asked to stop
+        return is_ready(app)
+
+    @bentoml.on_shutdown
+    def end(self) -> None:
+        close_app(app)
