@@ -355,7 +355,10 @@ def test_wrong_bytes_behind_the_json():
 
 
 WRONG_FORMS = {
-    ("/v1/models/tight:predict", "not_json"): [b"", b"<html>", b'{"a": NaN', b"[" * 100_000],
+    ("/v1/models/tight:predict", "not_json"): [b"", b"<html>", b'{"a": NaN'],
+    ("/v1/models/tight:predict", "too_deep"): [b"[" * 100_000],
+    ("/v2/models/tight/infer", "duplicate_key"): [b'{"inputs": [], "inputs": []}'],
+    ("/invocations", "duplicate_key"): [b'{"instances": [{"x": NaN, "x": 2}]}'],
     ("/v1/models/tight:predict", "wrong_form"): [
         b"[]",
         b"{}",

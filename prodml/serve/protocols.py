@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import __version__
 from ..contract import Checked, Contract, check_rows
-from .decoder import LONGEST_ID, Unreadable, row_ids
+from .decoder import LONGEST_ID, Unreadable, check_column, row_ids
 from prodml.serve.frames import (
     FRAMES,
     SIGNATURE,
@@ -71,7 +71,7 @@ def scored(served: Served, rows: Sequence[Any], name: str = "") -> Answered:
     ids = row_ids(contract, rows)
     if name and not any(ids):
         ids = [name] if len(rows) == 1 else [f"{name}-{row}" for row in range(len(rows))]
-    return served.answer(check_rows(contract, rows), ids)
+    return served.answer(check_rows(contract, rows, check=check_column), ids)
 
 # %% ../../nbs/serve/69_protocols.ipynb #ded94845
 def answer_tensors(answered: Answered) -> dict[str, np.ndarray]:
@@ -95,7 +95,7 @@ def in_words(route: Route) -> Route:
         except (RowsRefused, Unreadable):
             raise
         except Mistake as mistake:
-            code = "not_json" if isinstance(mistake, NotJson) else "wrong_form"
+            code = mistake.code if isinstance(mistake, NotJson) else "wrong_form"
             raise Unanswerable(400, code, str(mistake)) from None
 
     return answer
