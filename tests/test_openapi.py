@@ -178,12 +178,14 @@ def test_a_server_with_tokens_says_so():
 def test_every_code_that_is_raised_is_described(app):
     """Each code of an error in the server's modules is in the description, with its status."""
     known = description(app)["x-failures"]
-    raised = {}
+    raised, refused = {}, set()
     for path in (ROOT / "prodml" / "serve").glob("*.py"):
         found = re.findall(r"(?:Unanswerable|Unreadable)\(\s*(\d+), \"(\w+)\"", path.read_text())
         raised |= {code: int(status) for status, code in found}
+        refused |= set(re.findall(r"\brefus(?:al|ed_route)\(\s*\"(\w+)\"", path.read_text()))
     assert len(raised) > 5 and {"not_json", "too_many_rows"} <= raised.keys()
     assert {code: known.get(code, [0])[0] for code in raised} == raised
+    assert refused <= known.keys() and "overloaded" in refused
     assert description(app)["x-problems"] == dict(CODES)
 
 

@@ -604,7 +604,8 @@ def test_tritons_client_gets_the_notebooks_answers(triton, small, sent, asked):
 
 def test_tritons_client_may_press_and_ask_for_the_likeliest(triton, small):
     wanted = [triton.http.InferRequestedOutput("probabilities", class_count=1)]
-    found = triton.client.infer(NAME, triton.inputs(small.rows[:3]), outputs=wanted)
+    pressed = {"request_compression_algorithm": "gzip", "response_compression_algorithm": "gzip"}
+    found = triton.client.infer(NAME, triton.inputs(small.rows[:3]), outputs=wanted, **pressed)
     best = found.as_numpy("probabilities")
     assert best.shape == (3, 1)
     value, index, label = best[0, 0].decode().split(":")
