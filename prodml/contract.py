@@ -42,7 +42,7 @@ class Column:
     fill: float | str | None = None  # the usual value, for `impute`
     note: str = ""  # why it is ignored
 
-    @property
+    @cached_property
     def numeric(self) -> bool:
         """Whether the model sees a number."""
         return self.type in NUMERIC

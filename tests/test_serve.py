@@ -1,12 +1,16 @@
 """The service as it runs: BentoML's own server on loopback, from the folder and from the store."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -219,6 +223,51 @@ def test_a_model_without_onnx_is_served_by_scikit_learn(small, built, tmp_path):
         status, answer = post(f"{url}/predict", one.rows[:100])
     assert status == 200
     assert np.abs(told(one, answer["predictions"]) - one.answers[:100]).max() < 1e-9
+
+
+def begun(url, body, cut):
+    """A connection over which `cut` bytes of a request for /predict were sent."""
+    port = int(url.rpartition(":")[2])
+    one = socket.create_connection(("127.0.0.1", port), timeout=30)
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    one.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body[:cut])
+    return one
+
+
+def children(pid):
+    """The ids of the processes that `pid` started."""
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_asked_to_stop_it_finishes_what_is_in_hand(small, built, tmp_path):
+    """SIGTERM reaches the supervisor, as from an orchestrator; a request is half sent."""
+    folder, _, environment = built
+    body, port = json.dumps(small.rows[:3]).encode(), free_port()
+    command = [BIN / "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, **environment}
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        url, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                if get(f"{url}/readyz")[0] == 200:
+                    break
+            time.sleep(0.1)
+        with begun(url, body, cut=20) as half, begun(url, b"", cut=0) as probe:
+            probe.recv(65536)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.7)
+            assert get(f"{url}/readyz")[0] == 503, "it says that it is about to go"
+            assert post(f"{url}/predict", body)[0] == 200, "and answers who still comes"
+            time.sleep(2)
+            half.sendall(body[20:])
+            answer = half.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
+        assert process.wait(20) == 0
+    finally:
+        for pid in [*children(process.pid), process.pid] if process.poll() is None else []:
+            os.kill(pid, signal.SIGKILL)
 
 
 # The application by itself, without a network.

@@ -193,16 +193,24 @@ def row_decoders(contract: Contract) -> dict[str, Any]:
 
 def single_row(features: Sequence[Column], values: Sequence[Any]) -> Checked | None:
     """The one row of `values` as the model sees it; nothing where anything is wrong with it."""
-    kept: tuple[list[Any], list[Any]] = [], []
+    numbers, texts, kinds = list[float](), list[str](), list[bool]()
     for column, value in zip(features, values, strict=True):
-        check: Any = check_number if column.numeric else check_level
-        one, code = check(column, value)
+        numeric = column.numeric
+        kinds.append(numeric)
+        if numeric:
+            number, code = check_number(column, value)
+            numbers.append(number)
+        else:
+            text, code = check_level(column, value)
+            texts.append(text)
         if code:
             return None
-        kept[column.numeric].append(one)
-    texts = iter(np.array(kept[0], object).reshape(-1, 1))
-    numbers = iter(np.array(kept[1], np.float32).reshape(-1, 1))
-    seen = {one.name: next(numbers if one.numeric else texts) for one in features}
+    left = iter(np.array(texts, object).reshape(-1, 1))
+    right = iter(np.array(numbers, np.float32).reshape(-1, 1))
+    seen = {
+        column.name: next(right if numeric else left)
+        for column, numeric in zip(features, kinds, strict=True)
+    }
     return Checked(seen, (), frozenset(), {})
 
 # %% ../../nbs/serve/61_decoder.ipynb #9af937dc

@@ -1,0 +1,431 @@
+"""The application without a network: each bad request has its answer, and nothing else happens."""
+
+import asyncio
+import gzip
+import json
+import re
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from prodml.contract import CODES, Column, Contract
+from prodml.serve.app import App, close_app
+from prodml.serve.guard import SHORTEST, Guard
+from prodml.serve.messages import FAILURES
+from prodml.serve.scorer import Scorer
+from prodml.serve.wire import Unanswerable, inflate
+from prodml.settings import Mistake, Serve
+
+COLUMNS = (
+    Column("income", "number", "feature", True, 0, 90, fill=30.0),
+    Column("children", "integer", "feature", False, 0, 9, on_range="reject", fill=1.0),
+    Column("job", "category", "feature", levels=("clerk", "nurse"), fill="clerk"),
+    Column("number", "text", "id"),
+)
+CONTRACT = Contract("credit", "binary", "default", ("no", "yes"), COLUMNS)
+ROW = {"income": 30, "children": 2, "job": "nurse"}
+TOKEN = "a-token-of-sufficient-length"
+
+
+def model(columns):
+    """Chances that tell which row they are of."""
+    risk = np.nan_to_num(columns["income"].astype(float)) / 100
+    return np.column_stack([1 - risk, risk])
+
+
+def made(run=model, **settings):
+    """An application, `run` its model."""
+    return App(
+        Scorer("0123abc", CONTRACT, {"threshold": 0.3, "format": "onnx"}, run), Serve(**settings)
+    )
+
+
+def client(app):
+    transport = httpx.ASGITransport(app, raise_app_exceptions=True)
+    return httpx.AsyncClient(transport=transport, base_url="http://model", timeout=30)
+
+
+def ask(app, method="POST", path="/predict", **sent):
+    """The reply to one request."""
+
+    async def once():
+        async with client(app) as one:
+            return await one.request(method, path, **sent)
+
+    return asyncio.run(once())
+
+
+def raw(app, messages, headers=(), method="POST", path="/predict"):
+    """(status, facts) of a request that a server brings in `messages`, which may also be waits."""
+    sent, left = [], list(messages)
+
+    async def receive():
+        if not left:
+            await asyncio.sleep(60)
+        message = left.pop(0)
+        if isinstance(message, float):
+            await asyncio.sleep(message)
+            return await receive()
+        return message
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+    asyncio.run(app(scope, receive, send))
+    assert [m["type"] for m in sent] == ["http.response.start", "http.response.body"]
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+def part(body, more=False):
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+ONE = json.dumps(ROW).encode()
+ZIPPED = {"content-encoding": "gzip"}
+BAD = {
+    "nothing": ({"content": b""}, 400, "not_json"),
+    "half an object": ({"content": ONE[:-1]}, 400, "not_json"),
+    "a page": ({"content": b"<html>secret"}, 400, "not_json"),
+    "NaN": ({"content": b'{"income": NaN}'}, 400, "not_json"),
+    "not UTF-8": ({"content": b'{"job": "\xff"}'}, 400, "not_json"),
+    "UTF-16": ({"content": '{"job": "nurse"}'.encode("utf-16")}, 400, "not_json"),
+    "deep": ({"content": b"[" * 50_000}, 400, "too_deep"),
+    "a key twice": ({"content": ONE[:-1] + b', "job": "clerk"}'}, 400, "duplicate_key"),
+    "too many rows": ({"json": [ROW] * 6}, 413, "too_many_rows"),
+    "too many bytes": ({"content": b" " * 60_000}, 413, "body_too_large"),
+    "a bomb": ({"content": gzip.compress(bytes(10**8)), "headers": ZIPPED}, 413, "body_too_large"),
+    "half a gzip": ({"content": gzip.compress(ONE)[:-9], "headers": ZIPPED}, 400, "not_gzip"),
+    "gzip and more": ({"content": gzip.compress(ONE) + b"x", "headers": ZIPPED}, 400, "not_gzip"),
+    "no gzip": ({"content": ONE, "headers": ZIPPED}, 400, "not_gzip"),
+    "zipped JSON is none": ({"content": gzip.compress(b"{"), "headers": ZIPPED}, 400, "not_json"),
+    "brotli": ({"content": ONE, "headers": {"content-encoding": "br"}}, 415, "wrong_encoding"),
+    "a form": ({"data": {"income": "30"}}, 415, "wrong_media"),
+    "XML": ({"content": ONE, "headers": {"content-type": "text/xml"}}, 415, "wrong_media"),
+    "a text": ({"json": "secret"}, 422, "rows_refused"),
+    "a number": ({"json": 7}, 422, "rows_refused"),
+    "null": ({"content": b"null"}, 422, "rows_refused"),
+    "a wrong type": ({"json": ROW | {"income": "secret"}}, 422, "rows_refused"),
+    "1e400": ({"content": ONE.replace(b"30", b"1e400")}, 422, "rows_refused"),
+    "another method": ({"method": "GET"}, 405, "wrong_method"),
+    "a method nobody knows": ({"method": "BREW"}, 405, "wrong_method"),
+    "another path": ({"path": "/secret"}, 404, "no_such_path"),
+    "a path in bytes": ({"path": "/%ff%00"}, 404, "no_such_path"),
+    "explanations": ({"path": "/explain", "json": [ROW]}, 501, "not_available"),
+    "labels without a log": ({"path": "/feedback", "json": []}, 409, "no_log"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_each_bad_request_has_its_answer_and_is_counted(name):
+    sent, status, code = BAD[name]
+    app = made(max_rows=5, max_bytes=50_000)
+    visits, answers = [], []
+    app.watchers.append(visits.append)
+    app.observers.append(answers.append)
+    reply = ask(app, **sent)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+    assert FAILURES[code][0] == status and "secret" not in reply.text
+    assert [(visit.status, visit.code) for visit in visits] == [(status, code)] and not answers
+    assert visits[0].counts == reply.json().get("counts", {})
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["cache-control"] == "no-store"
+    assert ask(app, json=ROW).status_code == 200, "and it goes on"
+
+
+VALUES = {
+    "null where none was": ({"children": None}, "missing", "flagged"),
+    "absent": ({"children": ...}, "missing", "flagged"),
+    "an unseen level": ({"job": "secret"}, "unseen_level", "flagged"),
+    "out of range": ({"income": 91}, "out_of_range", "flagged"),
+    "out of range, refused": ({"children": 10}, "out_of_range", "rejected"),
+    "a fraction": ({"children": 1.5}, "not_integer", "rejected"),
+    "a number as text": ({"income": "30"}, "wrong_type", "rejected"),
+    "a text": ({"income": "secret"}, "wrong_type", "rejected"),
+    "true": ({"income": True}, "wrong_type", "rejected"),
+    "a list": ({"income": [30]}, "wrong_type", "rejected"),
+    "a level as number": ({"job": 1}, "wrong_type", "rejected"),
+    "too large": ({"income": 1e39}, "not_finite", "rejected"),
+    "an extra column": ({"secret": 1}, "unknown_column", "flagged"),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_each_bad_value_has_its_answer(name):
+    change, code, action = VALUES[name]
+    row = {k: v for k, v in (ROW | change).items() if v is not ...}
+    reply = ask(made(), json=[ROW, row])
+    assert reply.status_code == (422 if action == "rejected" else 200)
+    told = reply.json()
+    column = "" if code == "unknown_column" else next(iter(change))
+    assert [(p["row"], p["column"], p["code"], p["action"]) for p in told["problems"]] == [
+        (1, column, code, action)
+    ]
+    assert told["counts"] == {code: 1} and code in CODES and "secret" not in reply.text
+
+
+def test_what_is_well_formed_is_answered():
+    app = made()
+    assert ask(app, json=[]).json()["predictions"] == []
+    assert ask(app, json={"rows": []}).status_code == 200
+    whole = ask(app, json=ROW | {"children": 2.0, "number": "A-7"}).json()
+    assert whole["counts"] == {} and whole["predictions"][0]["id"] == "A-7"
+    for body, headers in (
+        (gzip.compress(ONE), ZIPPED),
+        (gzip.compress(ONE[:9]) + gzip.compress(ONE[9:]), ZIPPED),
+        (ONE, {"content-type": "application/vnd.bank+json; charset=utf-8"}),
+        (ONE, {"content-encoding": "identity"}),
+    ):
+        reply = ask(app, content=body, headers=headers)
+        assert reply.json()["predictions"][0]["probability"] == pytest.approx(0.3)
+
+
+def test_head_and_options_are_answered_without_a_body():
+    app = made()
+    head, get = ask(app, "HEAD", "/metadata"), ask(app, "GET", "/metadata")
+    assert head.status_code == 200 and not head.content
+    assert head.headers["content-length"] == str(len(get.content))
+    options = ask(app, "OPTIONS", "/predict")
+    assert options.status_code == 204 and options.headers["allow"] == "POST, OPTIONS"
+    assert ask(app, "OPTIONS", "/nowhere").status_code == 404
+
+
+def test_every_code_that_is_raised_is_in_the_table_and_told_to_clients():
+    raised = set()
+    pattern = r"""(?:refusal|refused_route|Unanswerable|Unreadable)\(\s*(?:\d+, )?"(\w+)\""""
+    for path in (ROOT / "prodml" / "serve").glob("*.py"):
+        raised |= set(re.findall(pattern, path.read_text()))
+    assert len(raised) > 15 and raised <= FAILURES.keys()
+    told = ask(made(), "GET", "/metadata").json()
+    assert told["codes"].keys() == FAILURES.keys() and told["problems"].keys() == CODES.keys()
+
+
+def test_a_body_in_pieces_is_whole_and_one_that_breaks_off_is_told():
+    app = made()
+    pieces = [part(ONE[i : i + 5], i + 5 < len(ONE)) for i in range(0, len(ONE), 5)]
+    assert raw(app, pieces)[0] == 200
+    status, told = raw(app, [part(ONE[:9], True), {"type": "http.disconnect"}])
+    assert (status, told["error"]["code"]) == (400, "gone")
+
+
+def test_a_slow_body_and_a_slow_model_have_their_time():
+    app = made(timeout=0.2)
+    for messages in ([part(b"[", True)], [0.1, part(b"[", True), 0.2, part(b"]")], []):
+        began = time.monotonic()
+        status, told = raw(app, messages)
+        assert (status, told["error"]["code"]) == (408, "slow_body")
+        assert time.monotonic() - began < 1
+
+    async def sleep(request):
+        await asyncio.sleep(60)
+
+    app.routes["POST", "/predict"] = sleep
+    reply = ask(app, json=ROW)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "too_slow")
+    assert reply.headers["retry-after"] == "1" and not app.guard.in_hand
+
+
+@pytest.mark.parametrize("count", [2, 16, 64])
+def test_requests_together_get_the_answers_they_get_alone(count):
+    asked = []
+
+    def counted(columns):
+        asked.append(len(columns["income"]))
+        return model(columns)
+
+    app = made(counted)
+    seen = []
+    app.observers.append(seen.append)
+    rows = [ROW | {"income": i, "number": f"n-{i}"} for i in range(count)]
+    rows[1] |= {"job": "unseen"}
+
+    async def all_at_once():
+        async with client(app) as one:
+            return await asyncio.gather(*(one.post("/predict", json=row) for row in rows))
+
+    replies = asyncio.run(all_at_once())
+    for i, reply in enumerate(replies):
+        told = reply.json()
+        assert reply.status_code == 200 and told["predictions"][0]["id"] == f"n-{i}"
+        assert told["predictions"][0]["probability"] == pytest.approx(i / 100)
+        assert told["counts"] == ({"unseen_level": 1} if i == 1 else {})
+    assert (sum(asked) == count and len(asked) < count) or count == 2
+    assert sorted(name for one in seen for name in one.ids) == sorted(
+        f"n-{i}" for i in range(count)
+    )
+
+
+def test_a_fault_of_the_model_reaches_all_that_asked_together_and_no_detail_does(caplog):
+    def broken(columns):
+        raise RuntimeError("a secret of ours")
+
+    app = made(broken)
+
+    async def all_at_once():
+        async with client(app) as one:
+            return await asyncio.gather(*(one.post("/predict", json=ROW) for _ in range(8)))
+
+    for reply in [*asyncio.run(all_at_once()), ask(app, json=[ROW, ROW])]:
+        assert reply.status_code == 500 and reply.json()["error"]["code"] == "internal"
+        assert "secret" not in reply.text and "Traceback" not in reply.text
+    assert "RuntimeError" in caplog.text
+
+
+def test_beyond_what_can_be_in_hand_clients_are_told_to_come_back():
+    app = made(concurrency=3)
+
+    async def wait(request):
+        await asyncio.sleep(0.2)
+        return await_reply
+
+    await_reply = app.routes["GET", "/healthz"](None)
+    app.routes["POST", "/predict"] = wait
+
+    async def all_at_once():
+        async with client(app) as one:
+            asked = [one.post("/predict", json=ROW) for _ in range(10)]
+            probes = [one.get(path) for path in ("/readyz", "/ping", "/v2/health/live")]
+            return await asyncio.gather(*asked), await asyncio.gather(*probes)
+
+    replies, probes = asyncio.run(all_at_once())
+    shed = [reply for reply in replies if reply.status_code == 503]
+    assert len(shed) == 7 and {reply.headers["retry-after"] for reply in shed} == {"1"}
+    assert {reply.json()["error"]["code"] for reply in shed} == {"overloaded"}
+    assert [probe.status_code for probe in probes] == [200] * 3 and not app.guard.in_hand
+
+
+def test_a_long_request_leaves_the_event_loop_to_others():
+    entered, go = threading.Event(), threading.Event()
+
+    def slow(columns):
+        if len(columns["income"]) > 1:
+            entered.set()
+            assert go.wait(10)
+        return model(columns)
+
+    app = made(slow, max_rows=10_000)
+
+    async def together():
+        async with client(app) as one:
+            long = asyncio.create_task(one.post("/predict", json=[ROW] * 5000))
+            await asyncio.to_thread(entered.wait, 10)
+            quick = await one.post("/predict", json=ROW), await one.get("/readyz")
+            assert not long.done()
+            go.set()
+            return [(await long), *quick]
+
+    assert [reply.status_code for reply in asyncio.run(together())] == [200] * 3
+
+
+def test_with_a_token_everything_but_probes_is_closed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRODML_ROOT", str(tmp_path))
+    (tmp_path / "tokens.txt").write_text(f"# ours\n\n{TOKEN}\n{TOKEN}-2\n")
+    app = made(tokens="tokens.txt")
+    for headers in (
+        {},
+        *(
+            {"authorization": text}
+            for text in ("", "Bearer", "Bearer x", f"Basic {TOKEN}", "Bearer é")
+        ),
+    ):
+        reply = ask(app, json=ROW, headers={k: v.encode() for k, v in headers.items()})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (401, "unauthorized")
+        assert reply.headers["www-authenticate"].startswith("Bearer")
+        assert reply.json()["error"]["message"] == FAILURES["unauthorized"][1]
+    for path in ("/metadata", "/docs", "/openapi.json", "/metrics", "/nowhere", "/"):
+        assert ask(app, "GET", path).status_code == 401
+    for path in ("/healthz", "/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready"):
+        assert ask(app, "GET", path).status_code == 200
+    for token in (TOKEN, f"{TOKEN}-2"):
+        reply = ask(app, json=ROW, headers={"authorization": f"bearer {token}"})
+        assert reply.status_code == 200
+
+
+def test_tokens_rotate_without_a_restart_and_fail_closed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRODML_ROOT", str(tmp_path))
+    file = tmp_path / "tokens.txt"
+    file.write_text(f"{TOKEN}-old\n")
+    guard = Guard(Serve(tokens="tokens.txt"), {"PRODML_TOKENS": f"{TOKEN}-env, {TOKEN}-env-2"})
+
+    def good(name):
+        guard.tokens.looked = 0.0
+        return guard.tokens.good(f"Bearer {TOKEN}-{name}")
+
+    assert good("old") and good("env") and good("env-2") and not good("new")
+    file.write_text(f"{TOKEN}-new\n{TOKEN}-old\n")
+    assert good("old") and good("new")
+    file.write_text(f"{TOKEN}-new\n")
+    assert not good("old") and good("new")
+    file.write_text("short\n")
+    assert not good("new") and good("env")
+    file.unlink()
+    assert not good("new") and good("env")
+    file.write_text(f"{TOKEN}-new\n")
+    assert good("new")
+
+
+def test_tokens_that_cannot_be_are_told_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRODML_ROOT", str(tmp_path))
+    with pytest.raises(Mistake, match="no file tokens"):
+        made(tokens="tokens.txt")
+    (tmp_path / "tokens.txt").write_text("x" * (SHORTEST - 1))
+    with pytest.raises(Mistake, match=str(SHORTEST)):
+        made(tokens="tokens.txt")
+    (tmp_path / "tokens.txt").write_text("# nobody yet\n")
+    assert ask(made(tokens="tokens.txt"), json=ROW).status_code == 401
+
+
+def test_asked_to_stop_it_says_so_answers_still_and_hurries():
+    app = made(drain=0.3, timeout=60)
+
+    async def wait(request):
+        await asyncio.sleep(60)
+
+    app.routes["POST", "/slow"] = wait
+
+    async def scenario():
+        async with client(app) as one:
+            slow = asyncio.create_task(one.post("/slow", json=ROW))
+            await asyncio.sleep(0.05)
+            app.guard.stop()
+            ready = [await one.get(path) for path in ("/readyz", "/v2/health/ready", "/ping")]
+            alive = [await one.get(path) for path in ("/livez", "/healthz")]
+            answered = await one.post("/predict", json=ROW)
+            return [*ready, *alive, answered, await slow]
+
+    began = time.monotonic()
+    replies = asyncio.run(scenario())
+    assert [reply.status_code for reply in replies[3:]] == [200, 200, 200, 503]
+    assert replies[0].status_code == 503 and {r.status_code for r in replies[1:3]} <= {400, 503}
+    assert time.monotonic() - began < 2
+
+
+def test_closing_ends_what_was_begun_and_calls_each_closer_once():
+    app, closed = made(), []
+    app.closers.append(lambda: closed.append(1))
+    close_app(app)
+    close_app(app)
+    assert closed == [1]
+
+
+def test_inflating_stops_at_the_limit():
+    bomb = gzip.compress(bytes(10**7)) * 20
+    began = time.monotonic()
+    with pytest.raises(Unanswerable):
+        inflate(bomb, 10**6)
+    assert time.monotonic() - began < 1
+    assert inflate(b"", 10) == b"" and len(inflate(gzip.compress(bytes(10**6)), 10**6)) == 10**6
+
+
+def test_websockets_are_closed():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(made()({"type": "websocket"}, None, send))
+    assert sent == [{"type": "websocket.close", "code": 1000}]
