@@ -458,6 +458,34 @@ def test_what_is_unusual_is_counted_in_the_answer(app, small):
     assert status == 200 and answer["parameters"] == {"unseen_level": 1}
 
 
+def test_tensors_are_judged_exactly_as_rows_are(app, small):
+    odd = [{"job": "astronaut"}, {"age": 140}, {"age": None}, {"age": True}, {"income": 1e39}]
+    odd += [{"age": 40.5}, {"job": ""}, {"job": 7}, {"id": "mine"}, {"id": "x" * 999}, {"shoe": 9}]
+    usual = small.rows[0] | {"id": None, "shoe": None}
+    for some in (odd[:1], odd[:3], odd[5:7], odd[8:10], odd):
+        rows = [usual | one for one in some]
+        inputs = [
+            {
+                "name": name,
+                "shape": [len(rows)],
+                "datatype": "FP64",
+                "data": [r[name] for r in rows],
+            }
+            for name in usual
+        ]
+        expected_status, expected = asked(app, "/predict", rows)
+        status, answer = asked(app, f"{V2}/infer", {"inputs": inputs})
+        assert (status, expected_status) in ((200, 200), (400, 422))
+        if status == 400:
+            assert answer["problems"] == expected["problems"]
+            assert answer["counts"] == expected["counts"]
+            continue
+        assert answer.get("parameters", {}) == expected["counts"]
+        found = next(one["data"] for one in answer["outputs"] if one["name"] == "id")
+        named = [row["id"] for row in rows if row["id"] and len(row["id"]) < 99]
+        assert named == [name for name in found if name == "mine"]
+
+
 def test_errors_of_the_application_are_in_the_form_of_the_protocol(app, small):
     for path in (f"/v2/models/{SECRET}/infer", f"/v1/models/{SECRET}:predict", "/v2/x"):
         status, answer = asked(app, path, {})

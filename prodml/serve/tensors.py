@@ -74,17 +74,17 @@ def join_texts(texts: Sequence[str]) -> bytes:
 
 def split_texts(raw: bytes, where: str) -> list[str]:
     """The texts in `raw`. Raises `Mistake` where a length is wrong or a text is not UTF-8."""
-    texts, place = [], 0
-    while place < len(raw):
+    pieces, place, size, length = [], 0, len(raw), LENGTH.unpack_from
+    while place < size:
         start = place + LENGTH.size
-        place = start + LENGTH.unpack(raw[place:start])[0] if start <= len(raw) else start
-        if place > len(raw):
+        place = start + length(raw, place)[0] if start <= size else size + 1
+        if place > size:
             raise Mistake(f"{where}: a length leads beyond the end of the binary data")
-        try:
-            texts.append(raw[start:place].decode())
-        except UnicodeDecodeError:
-            raise Mistake(f"{where}: a text is not UTF-8") from None
-    return texts
+        pieces.append(raw[start:place])
+    try:
+        return [piece.decode() for piece in pieces]
+    except UnicodeDecodeError:
+        raise Mistake(f"{where}: a text is not UTF-8") from None
 
 # %% ../../nbs/serve/47_tensors.ipynb #c56f1a23
 def tensor_rows(tensor: Mapping[str, Any], where: str) -> int:
@@ -125,6 +125,8 @@ def widened(values: list[Any], datatype: str, column: Column) -> list[Any]:
     kind = np.dtype(KINDS[datatype]).type
     with np.errstate(over="ignore"):
         narrow = {float(kind(limit)): limit for limit in limits if limit is not None}
+    if narrow.keys().isdisjoint(one for one in values if type(one) is float):
+        return values
     return [narrow.get(one, one) if type(one) is float else one for one in values]
 
 
