@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .point import point
 from .settings import Data, Mistake, Settings
 
 # %% ../nbs/99_cli.ipynb #d60ef72f
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 releases = typer.Typer(no_args_is_help=True, help="List, show and verify releases.")
 app.add_typer(releases, name="release")
+app.command()(point)
 
 ProjectOption = Annotated[
     Path, typer.Option("--project", "-p", help="The project's folder, where settings.ini is.")
@@ -276,24 +278,23 @@ def build(
     facts = {"service": folder, "bento": tag, "image": made, "function": code}
     answer(as_json, facts | {"digests": not lacks}, lines)
 
-# %% ../nbs/99_cli.ipynb #e20feb3e
+# %% ../nbs/99_cli.ipynb #63414b46
 @app.command()
 def serve(
-    name: ReleaseArgument = "latest",
+    name: Annotated[str, typer.Argument(help="A release; else what the project points to.")] = "",
     port: Annotated[int | None, typer.Option(help="The port; of the settings by default.")] = None,
     project: ProjectOption = Path("."),
 ) -> None:
     """Serve a release whose evidence stands, until interrupted."""
     import os
 
-    from prodml.release.store import find_release
-    from prodml.serve.build import render_service, serve_command
+    from prodml.serve.build import render_service, serve_command, served_release
 
-    settings = settings_of(project)
-    folder = render_service(settings, find_release(settings, name))
+    settings, release, pointer = served_release(settings_of(project), name)
+    folder = render_service(settings, release)
     command = serve_command(settings, port=port)
     print(f"Serving {folder} at http://{settings.serve.host}:{command[-1]}", file=sys.stderr)
-    os.environ["PRODML_ROOT"] = str(settings.root.resolve())
+    os.environ |= {"PRODML_ROOT": str(settings.root.resolve()), "PRODML_POINTER": pointer}
     os.chdir(folder)
     os.execv(command[0], command)
 

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import BIN, free_port, post, server
+from processes import BIN, free_port, post, prodml, server
 from released import FAILED, PASSED, Released, released, sealed, told
 
 from prodml.release.attestation import Refused
 from prodml.release.store import seal
 from prodml.serve.app import App, change, create_app
-from prodml.serve.build import checks, render_service
+from prodml.serve.build import checks, point_project, render_service
 from prodml.serve.challenger import Pair, load_pair, point
 from prodml.serve.door import is_chosen
 from prodml.serve.pointer import CURRENT, Checks, Pointer, look, write_pointer
@@ -657,3 +657,50 @@ def test_a_signalled_worker_asks_again_and_a_restart_goes_by_the_pointer(two, se
             assert post(f"{url}/predict", two.old.rows[0])[1]["release"] == two.new.folder.name
     with serving(service, tmp_path / "again") as url:
         assert post(f"{url}/predict", two.old.rows[0])[1]["release"] == two.new.folder.name
+
+
+# From the settings and the command line.
+
+
+def test_a_service_is_built_with_its_challenger_or_not_at_all(two, tmp_path):
+    asked = replace(
+        two.old.settings,
+        root=two.old.settings.root,
+        serve=Serve(challenger=two.new.folder.name[:8]),
+    )
+    folder = render_service(asked, two.old.folder)
+    assert {p.name for p in (folder / "release").iterdir()} == set(two.by_release())
+    said = json.loads((folder / "service.json").read_text())
+    assert said["serve"]["challenger"] == two.new.folder.name
+    place = folder / "release" / said["release"]
+    app = create_app(place, **said["checks"], serve=Serve(**said["serve"]))
+    assert app.pair.challenger.release == two.new.folder.name
+    for name, sentence in (("nobody", "nobody"), (two.old.folder.name, "cannot challenge itself")):
+        with pytest.raises(Mistake, match=sentence):
+            render_service(replace(asked, serve=Serve(challenger=name)), two.old.folder)
+
+
+def test_prodml_serve_follows_the_pointer_of_the_project(two, tmp_path):
+    root = Path(two.old.settings.root)
+    keys = ["target = default", "time = applied_on", "until = 2024-03-01", "positive = yes"]
+    keys += ["drop = true_probability, application_id", "[limits]", "[release]", "[serve]"]
+    (root / "settings.ini").write_text("[project]\nname = credit demo\n[data]\n" + "\n".join(keys))
+    (root / "settings.ini").write_text(
+        (root / "settings.ini").read_text() + "\n[correctness]\nmin_roc_auc = 0.5\n"
+    )
+    refused = prodml("point", "nobody", "-p", root)
+    assert refused.returncode == 2 and "nobody" in refused.stderr
+    point_project(two.old.settings, two.old.folder.name)
+    port = free_port()
+    command = [BIN / "prodml", "serve", "-p", root, "--port", port]
+    with server(command, port, tmp_path / "log", {"BENTOML_HOME": str(tmp_path)}) as url:
+        answer = post(f"{url}/predict", two.old.rows[:5])[1]
+        assert answer["release"] == two.old.folder.name and two.wrong(range(5), answer) < 1e-6
+        made = prodml(
+            "point", two.new.folder.name, "--challenger", two.old.folder.name, "-p", root, "--json"
+        )
+        assert made.returncode == 0, made.stderr
+        assert json.loads(made.stdout)["challenger"] == two.old.folder.name
+        time.sleep(2)
+        answer = post(f"{url}/predict", two.old.rows[:5])[1]
+        assert answer["release"] == two.new.folder.name and two.wrong(range(5), answer) < 1e-6

@@ -22,7 +22,7 @@ def told(process):
 
 def test_help_names_every_command():
     shown = prodml("--help").stdout
-    for command in ("new", "run", "train", "report", "release", "build", "serve"):
+    for command in ("new", "run", "train", "report", "release", "build", "point", "serve"):
         assert command in shown
 
 

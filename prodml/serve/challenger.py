@@ -246,7 +246,10 @@ def split_answer(trial: Trial, waiting: Waiting, own: Checked, turn: np.ndarray)
 def load(folder: Path, checks: Checks) -> Scorer:
     """The scorer of the release in `folder`. Raises `Refused`, or `Mistake`."""
     verify(folder, checks.trusted_keys, checks.max_age_days, checks.required)
-    return load_scorer(folder, checks.types)
+    try:
+        return load_scorer(folder, checks.types)
+    except ImportError as error:  # a server of ONNX models has no scikit-learn
+        raise Mistake(f"{folder.name} needs {error.name}, which is not installed here") from None
 
 
 def load_pair(folder: Path, pointer: Pointer, checks: Checks, kept: Pair | None = None) -> Pair:
