@@ -682,12 +682,12 @@ def test_a_service_is_built_with_its_challenger_or_not_at_all(two, tmp_path):
 
 def test_prodml_serve_follows_the_pointer_of_the_project(two, tmp_path):
     root = Path(two.old.settings.root)
-    keys = ["target = default", "time = applied_on", "until = 2024-03-01", "positive = yes"]
-    keys += ["drop = true_probability, application_id", "[limits]", "[release]", "[serve]"]
-    (root / "settings.ini").write_text("[project]\nname = credit demo\n[data]\n" + "\n".join(keys))
-    (root / "settings.ini").write_text(
-        (root / "settings.ini").read_text() + "\n[correctness]\nmin_roc_auc = 0.5\n"
-    )
+    text = """[project]\nname = credit demo\n
+        [data]\ntarget = default\npositive = yes\ntime = applied_on\nuntil = 2024-03-01
+        drop = true_probability, application_id\n
+        [limits]\nrequired = correctness\n
+        [correctness]\nmin_roc_auc = 0.5\n"""
+    (root / "settings.ini").write_text("\n".join(line.strip() for line in text.splitlines()))
     refused = prodml("point", "nobody", "-p", root)
     assert refused.returncode == 2 and "nobody" in refused.stderr
     point_project(two.old.settings, two.old.folder.name)
