@@ -1004,8 +1004,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'prodml/serve/predictions.py'),
                                           'prodml.serve.predictions.log_fields': ( 'serve/predictions.html#log_fields',
                                                                                    'prodml/serve/predictions.py'),
-                                          'prodml.serve.predictions.shared': ( 'serve/predictions.html#shared',
-                                                                               'prodml/serve/predictions.py'),
                                           'prodml.serve.predictions.stack': ('serve/predictions.html#stack', 'prodml/serve/predictions.py'),
                                           'prodml.serve.predictions.tell': ('serve/predictions.html#tell', 'prodml/serve/predictions.py')},
             'prodml.serve.protocols': { 'prodml.serve.protocols.Served': ('serve/protocols.html#served', 'prodml/serve/protocols.py'),

@@ -10,6 +10,7 @@ import tempfile
 import textwrap
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -51,9 +52,12 @@ def draw(rows, seed=0):
     return pd.DataFrame({"age": ages, ODD: g.choice(["clerk", "farmer"], rows)})
 
 
-def known_profile():
+def with_profile(folder):
+    """The scorer of a release in `folder` that holds a profile."""
     told = np.full((2000, 2), 0.5)
-    return reference_profile(CONTRACT, draw(2000), draw(2000), told).to_bytes()
+    kept = reference_profile(CONTRACT, draw(2000), draw(2000), told)
+    (folder / "profile.bin").write_bytes(kept.to_bytes())
+    return replace(SCORER, folder=folder)
 
 
 def answered(rows, seed=0):
@@ -83,7 +87,7 @@ def total(found, name, /, **labels):
 @pytest.fixture
 def busy(tmp_path):
     """Observers that have seen something of everything."""
-    own = Observers(SCORER, Serve(log=str(tmp_path / "log")), known_profile())
+    own = Observers(with_profile(tmp_path), Serve(log=str(tmp_path / "log")))
     own.metrics.routes = {("POST", "/predict"): lambda request: None}
     own.recorder(answered(500))
     own.recorder(score(SCORER, check_rows(CONTRACT, [{"age": 500, ODD: "pilot"}])))
@@ -148,13 +152,14 @@ def test_promtool_has_nothing_to_say(busy):
 
 
 def test_without_metrics_nothing_is_counted_off_the_path(tmp_path):
-    own = Observers(SCORER, Serve(log=str(tmp_path), metrics=False), known_profile())
+    scorer = with_profile(tmp_path)
+    own = Observers(scorer, Serve(log=str(tmp_path / "log"), metrics=False))
     own.recorder(answered(5))
     own.close()
     assert (
         not own.gauge.counts and not own.metrics.rows and own.log.written.rows["predictions"] == 5
     )
-    quiet = Observers(SCORER, Serve(metrics=True, gauge=False), known_profile())
+    quiet = Observers(scorer, Serve(metrics=True, gauge=False))
     quiet.recorder(answered(5))
     quiet.close()
     assert {key[0] for key in quiet.gauge.counts} == {"score"} and quiet.log is None
@@ -188,11 +193,11 @@ def test_observing_costs_little():
 WORKER = """
     import sys, time
     sys.path.insert(0, {tests!r})
-    from test_metrics import SCORER, answered, known_profile
+    from test_metrics import SCORER, answered
     from prodml.serve.metrics import Observers
     from prodml.settings import Serve
 
-    own = Observers(SCORER, Serve(workers=2), b"")
+    own = Observers(SCORER, Serve(workers=2))
     own.metrics.routes = {{("POST", "/predict"): lambda request: None}}
     number = int(sys.argv[1])
     for i in range(number):
@@ -218,7 +223,7 @@ def worker(number, folder):
 
 def test_any_worker_tells_of_all_and_the_dead_are_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("PRODML_METRICS", str(tmp_path))
-    own = Observers(SCORER, Serve(workers=2), b"")
+    own = Observers(SCORER, Serve(workers=2))
     workers = [worker(number, tmp_path) for number in (3, 5)]
     try:
         found = shown(own)
@@ -297,7 +302,7 @@ def test_a_folder_that_is_not_ours_alone_is_not_used(tmp_path, monkeypatch):
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PermissionError, match="alone"):
         shared_folder("release")
-    own = Observers(SCORER, Serve(workers=4), b"")
+    own = Observers(SCORER, Serve(workers=4))
     assert total(shown(own), "prodml_workers") == 1
     own.close()
     assert not list((tmp_path / "elsewhere").iterdir())
@@ -318,7 +323,7 @@ def test_folders_of_servers_that_ended_are_swept(tmp_path, monkeypatch):
 
 def test_a_full_disk_shows_the_worker_s_own_numbers(tmp_path, monkeypatch):
     monkeypatch.setenv("PRODML_METRICS", str(tmp_path))
-    own = Observers(SCORER, Serve(), b"")
+    own = Observers(SCORER, Serve())
     own.metrics.end("/predict", 200, "", 0.1, {})
     assert total(shown(own), "prodml_requests_total") == 1
 

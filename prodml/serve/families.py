@@ -27,6 +27,7 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "refusals": ("Requests refused as a whole, by code.", ("code",)),
     "rows": ("Rows answered.", ("release", "arm")),
     "problems": ("Values that break the contract.", ("code", "outcome")),
+    "challenger_rows": ("Rows of a challenger, by what became of them.", ("what",)),
     "log_rows": ("Rows written to the log.", ("what",)),
     "log_bytes": ("Bytes written to the log.", ()),
     "log_dropped": ("Rows not written to the log.", ("what", "why")),

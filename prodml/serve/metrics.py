@@ -142,10 +142,11 @@ PUBLISHED = 1.0  # seconds between two publications to the other workers
 class Observers:
     """What watches the answers of a service."""
 
-    def __init__(self, scorer: Scorer, serve: Serve, profile: bytes = b"") -> None:
+    def __init__(self, scorer: Scorer, serve: Serve) -> None:
         self.serve, self.releases = serve, dict[str, str]()
         self.metrics, self.gauge = Metrics(), Gauge()
         self.in_hand: Callable[[], int] = int  # how many requests are in hand; 0
+        self.trial: Mapping[str, int] = {}  # rows of a challenger by what became of them
         keep = serve.log_sample, serve.log_flush, float(serve.log_megabytes)
         self.log = PredictionLog(serve.place(serve.log), *keep) if serve.log else None
         sinks: list[Sink] = [self.log] if self.log else []
@@ -153,13 +154,13 @@ class Observers:
         self.recorder = Recorder(sinks, pause=min(0.25, serve.log_flush / 4))
         self.tally: Tally | None = None
         self._due, self._lock = 0.0, threading.Lock()
-        self.follow(scorer, profile)
+        self.follow(scorer)
 
-    def follow(self, scorer: Scorer, profile: bytes = b"") -> None:
-        """Nothing; answers of `scorer` are compared with its `profile`. Raises `Mistake`."""
-        self.contract = scorer.contract
+    def follow(self, scorer: Scorer) -> None:
+        """Nothing; answers of `scorer` are compared with its profile. Raises `Mistake`."""
         self.releases[scorer.release] = scorer.contract.name
-        known = read_reference(profile) if profile and self.serve.gauge else None
+        path = scorer.folder / "profile.bin" if scorer.folder and self.serve.gauge else None
+        known = read_reference(path.read_bytes()) if path and path.exists() else None
         self.gauge.watch(scorer.release, scorer.contract, known)
 
     def take(self, batch: Batch) -> None:
@@ -188,6 +189,8 @@ class Observers:
 def own_numbers(own: Observers) -> tuple[Totals, Levels]:
     """The totals and levels of this worker."""
     totals = counted(own.metrics) | recorded(own.recorder, own.log) | dict(own.gauge.counts)
+    for what, rows in list(own.trial.items()):
+        totals["challenger_rows", what] = np.array([rows], float)
     levels: Levels = {("memory_bytes",): memory(), ("in_flight",): own.in_hand()}
     if own.log:
         levels["log_folder_bytes",] = own.log.in_folder
