@@ -46,6 +46,13 @@ CONTRACT = Contract(
 SCORER = Scorer("release-1", CONTRACT, {}, lambda c: np.full((len(c["age"]), 2), 0.5))
 
 
+def watching(scorer, serve):
+    own = Observers(serve)
+    own.follow(scorer, None)
+    own.metrics.paths = {"/predict"}
+    return own
+
+
 def draw(rows, seed=0):
     g = np.random.default_rng(seed)
     ages = g.integers(18, 90, rows)
@@ -87,8 +94,7 @@ def total(found, name, /, **labels):
 @pytest.fixture
 def busy(tmp_path):
     """Observers that have seen something of everything."""
-    own = Observers(with_profile(tmp_path), Serve(log=str(tmp_path / "log")))
-    own.metrics.routes = {("POST", "/predict"): lambda request: None}
+    own = watching(with_profile(tmp_path), Serve(log=str(tmp_path / "log")))
     own.recorder(answered(500))
     own.recorder(score(SCORER, check_rows(CONTRACT, [{"age": 500, ODD: "pilot"}])))
     for stage in STAGES[:-1]:
@@ -153,13 +159,13 @@ def test_promtool_has_nothing_to_say(busy):
 
 def test_without_metrics_nothing_is_counted_off_the_path(tmp_path):
     scorer = with_profile(tmp_path)
-    own = Observers(scorer, Serve(log=str(tmp_path / "log"), metrics=False))
+    own = watching(scorer, Serve(log=str(tmp_path / "log"), metrics=False))
     own.recorder(answered(5))
     own.close()
     assert (
         not own.gauge.counts and not own.metrics.rows and own.log.written.rows["predictions"] == 5
     )
-    quiet = Observers(scorer, Serve(metrics=True, gauge=False))
+    quiet = watching(scorer, Serve(metrics=True, gauge=False))
     quiet.recorder(answered(5))
     quiet.close()
     assert {key[0] for key in quiet.gauge.counts} == {"score"} and quiet.log is None
@@ -193,17 +199,15 @@ def test_observing_costs_little():
 WORKER = """
     import sys, time
     sys.path.insert(0, {tests!r})
-    from test_metrics import SCORER, answered
-    from prodml.serve.metrics import Observers
+    from test_metrics import SCORER, answered, watching
     from prodml.settings import Serve
 
-    own = Observers(SCORER, Serve(workers=2))
-    own.metrics.routes = {{("POST", "/predict"): lambda request: None}}
+    own = watching(SCORER, Serve(workers=2))
     number = int(sys.argv[1])
     for i in range(number):
         own.recorder(answered(1))
         own.metrics.end("/predict", 200, "", 0.0004, {{}})
-    own.in_hand = lambda: number
+    own.in_hand = range(number)
     own.recorder.settle()
     print("ready", flush=True)
     sys.stdin.read()
@@ -223,7 +227,7 @@ def worker(number, folder):
 
 def test_any_worker_tells_of_all_and_the_dead_are_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("PRODML_METRICS", str(tmp_path))
-    own = Observers(SCORER, Serve(workers=2))
+    own = watching(SCORER, Serve(workers=2))
     workers = [worker(number, tmp_path) for number in (3, 5)]
     try:
         found = shown(own)
@@ -302,7 +306,7 @@ def test_a_folder_that_is_not_ours_alone_is_not_used(tmp_path, monkeypatch):
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PermissionError, match="alone"):
         shared_folder("release")
-    own = Observers(SCORER, Serve(workers=4))
+    own = watching(SCORER, Serve(workers=4))
     assert total(shown(own), "prodml_workers") == 1
     own.close()
     assert not list((tmp_path / "elsewhere").iterdir())
@@ -323,7 +327,7 @@ def test_folders_of_servers_that_ended_are_swept(tmp_path, monkeypatch):
 
 def test_a_full_disk_shows_the_worker_s_own_numbers(tmp_path, monkeypatch):
     monkeypatch.setenv("PRODML_METRICS", str(tmp_path))
-    own = Observers(SCORER, Serve())
+    own = watching(SCORER, Serve())
     own.metrics.end("/predict", 200, "", 0.1, {})
     assert total(shown(own), "prodml_requests_total") == 1
 
