@@ -50,6 +50,7 @@ class Scorer:
     contract: Contract
     card: Mapping[str, Any] = field(repr=False)  # what model.json says
     run: Callable[[Columns], np.ndarray] = field(repr=False)
+    folder: Path | None = field(default=None, repr=False, compare=False)  # of the release
 
     def predict(self, columns: Columns) -> np.ndarray:
         """Probabilities (rows, classes), or values (rows,), as float64.
@@ -265,7 +266,7 @@ def load_scorer(folder: str | Path, trusted: Sequence[str] = ()) -> Scorer:
         run = onnx_function(folder / "model.onnx", contract)
     else:
         run = skops_function(folder, contract, trusted)
-    scorer = Scorer(folder.name, contract, card, run)
+    scorer = Scorer(folder.name, contract, card, run, folder)
     try:
         scorer.predict(check_rows(contract, [contract.example()]).columns)
     except (ValueError, ArithmeticError) as error:
