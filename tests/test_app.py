@@ -9,6 +9,7 @@ import time
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import ROOT
 
@@ -182,6 +183,37 @@ def test_what_is_well_formed_is_answered():
     ):
         reply = ask(app, content=body, headers=headers)
         assert reply.json()["predictions"][0]["probability"] == pytest.approx(0.3)
+
+
+def test_an_arrow_stream_gets_the_answer_of_its_rows_in_either_form():
+    app, media = made(max_rows=5, max_bulk_rows=300), "application/vnd.apache.arrow.stream"
+    rows = [ROW | {"income": i % 100, "number": f"n-{i}"} for i in range(300)]
+    table, sink = pa.Table.from_pylist(rows), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as out:
+        out.write_table(table)
+    body, typed = sink.getvalue().to_pybytes(), {"content-type": media}
+    told = ask(app, content=body, headers=typed)
+    exact = ask(made(max_rows=300), json=rows)
+    assert told.status_code == 200 and told.json() == exact.json() and told.json()["counts"]
+    for sent in ({"content": body}, {"content": gzip.compress(body)}):
+        zipped = ZIPPED if sent["content"] != body else {}
+        reply = ask(app, **sent, headers=typed | zipped | {"accept": f"{media}, */*;q=0.1"})
+        assert reply.headers["content-type"] == media
+        found = pa.ipc.open_stream(reply.content).read_all()
+        assert found.to_pylist() == exact.json()["predictions"]
+    few = ask(app, json=rows[:1], headers={"accept": media})
+    assert pa.ipc.open_stream(few.content).read_all().to_pylist() == exact.json()["predictions"][:1]
+    large = ask(made(max_rows=5, max_bulk_rows=299), content=body, headers=typed)
+    assert large.json()["error"]["code"] == "too_many_rows"
+    for content, code in ((body[:99], "not_arrow"), (ONE, "not_arrow"), (b"", "not_arrow")):
+        reply = ask(app, content=content, headers=typed)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, code)
+    bad = pa.table({"income": ["secret"], "children": [1], "job": ["nurse"]})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, bad.schema) as out:
+        out.write_table(bad)
+    reply = ask(app, content=sink.getvalue().to_pybytes(), headers=typed | {"accept": media})
+    assert reply.status_code == 422 and reply.json()["counts"] == {"wrong_type": 1}
 
 
 def test_head_and_options_are_answered_without_a_body():

@@ -22,6 +22,7 @@ import msgspec
 
 from ..contract import Checked
 from . import wire
+from .arrow import MEDIA, decode_arrow, encode_arrow
 from .challenger import Pair, Trial, load_pair, pair_answer
 from .decoder import Decoder, Unreadable
 from .features import Features
@@ -31,19 +32,7 @@ from .openapi import OPEN, openapi_routes
 from .pointer import Checks, Follower, Pointer, read_pointer
 from .protocols import Served, error_in_form, protocol_routes
 from .scorer import Answered, RowsRefused, Scorer, metadata
-from prodml.serve.wire import (
-    Message,
-    Receive,
-    Reply,
-    Request,
-    Route,
-    Send,
-    Unanswerable,
-    constant,
-    find_route,
-    refusal,
-    refused_route,
-)
+from .wire import Message, Receive, Reply, Request, Route, Send, Unanswerable
 from ..settings import Serve
 
 # %% ../../nbs/serve/72_app.ipynb #69ed1185
@@ -116,10 +105,10 @@ def pair_routes(app: App, pair: Pair) -> dict[tuple[str, str], Route]:
     found = {
         ("POST", "/predict"): predict_route(app, door, Decoder(pair.front.contract)),
         **watching_routes(app.own, pair.front.contract),
-        ("POST", "/explain"): refused_route("not_available"),
-        ("GET", "/metadata"): constant(metadata(pair.champion)),
-        ("GET", "/healthz"): constant({"status": "ok"}),
-        ("GET", "/livez"): constant({"status": "ok"}),
+        ("POST", "/explain"): wire.refused_route("not_available"),
+        ("GET", "/metadata"): wire.constant(metadata(pair.champion)),
+        ("GET", "/healthz"): wire.constant({"status": "ok"}),
+        ("GET", "/livez"): wire.constant({"status": "ok"}),
         ("GET", "/readyz"): lambda request: ready_reply(app),
         **protocol_routes(served),
     }
@@ -139,18 +128,20 @@ def ready_reply(app: App) -> Reply:
 JSON = ("", "application/json", "text/json")
 
 
-def predictions(answered: Answered) -> Reply:
-    """The answer as JSON: a prediction for each row."""
+def predictions(answered: Answered, accept: str) -> Reply:
+    """A prediction for each row, as JSON or in the form that the client says it accepts."""
+    if MEDIA in accept:
+        return Reply(200, encode_arrow(answered), MEDIA)
     return Reply(200, answered.scorer.encoder.encode(answered))
 
-
+# %% ../../nbs/serve/72_app.ipynb #72a00e77
 def predict_route(app: App, door: Door, decoder: Decoder) -> Route:
     """The route that answers with a prediction for each row, through `door`."""
     features, most, together = app.features, app.serve.max_rows, Together(door)
 
-    def told(answered: Answered, began: float) -> Reply:
+    def told(request: Request, answered: Answered, began: float) -> Reply:
         scored = perf_counter()
-        reply = predictions(answered)
+        reply = predictions(answered, request.headers.get("accept", ""))
         for timer in app.timers:
             timer("predict", scored - began)
             timer("encode", perf_counter() - scored)
@@ -160,15 +151,18 @@ def predict_route(app: App, door: Door, decoder: Decoder) -> Route:
         assert features is not None
         checked, ids = await features.decode(decoder, request.body, most)
         began = perf_counter()
-        return told(door(checked, ids), began)
+        return told(request, door(checked, ids), began)
 
-    async def gather(checked: Checked, name: str, began: float) -> Reply:
-        return told(await together.answer(checked, name), began)
+    async def gather(request: Request, checked: Checked, name: str, began: float) -> Reply:
+        return told(request, await together.answer(checked, name), began)
 
     def predict(request: Request) -> Any:
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media == MEDIA:
+            rows = decode_arrow(decoder.contract, request.body, app.serve.max_bulk_rows)
+            return told(request, door(*rows), perf_counter())
         if media not in JSON and not media.endswith("+json"):
-            raise refusal("wrong_media", accept="application/json")
+            raise wire.refusal("wrong_media", accept=f"application/json, {MEDIA}")
         if features is not None:
             return complete(request)
         began = perf_counter()
@@ -179,8 +173,8 @@ def predict_route(app: App, door: Door, decoder: Decoder) -> Route:
             timer("validate", read - decoder.read_at)
         busy = len(app.guard.in_hand) > 1 and len(request.body) <= LONG
         if busy and not checked.counts and len(next(iter(checked.columns.values()))) == 1:
-            return gather(checked, ids[0] if ids else "", read)
-        return told(door(checked, ids), read)
+            return gather(request, checked, ids[0] if ids else "", read)
+        return told(request, door(checked, ids), read)
 
     return predict
 
@@ -230,13 +224,13 @@ async def reply_to(app: App, path: str, scope: Message, receive: Receive) -> Rep
             return await routed(app, request)
     except TimeoutError:
         if request is None:
-            raise refusal("slow_body", connection="close") from None
-        raise refusal("too_slow", retry_after="1") from None
+            raise wire.refusal("slow_body", connection="close") from None
+        raise wire.refusal("too_slow", retry_after="1") from None
 
 # %% ../../nbs/serve/72_app.ipynb #32e61c0d
 async def routed(app: App, request: Request) -> Reply:
     """The reply of whoever answers `request`, in a thread when its body is long."""
-    route = find_route(app.routes, request)
+    route = wire.find_route(app.routes, request)
     if len(request.body) > LONG:
         found = await asyncio.get_running_loop().run_in_executor(app.pool, route, request)
     else:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOT_JSON', 'TOO_DEEP', 'TWICE', 'FEW', 'EXACT', 'LONGEST_ID', 'Unreadable', 'read_json', 'read_rows', 'quick_numbers',
-           'quick_levels', 'check_column', 'Decoded', 'client_ids', 'row_ids', 'row_decoders', 'single_row', 'Decoder']
+           'quick_array', 'quick_levels', 'check_column', 'Decoded', 'client_ids', 'row_ids', 'row_decoders',
+           'single_row', 'Decoder']
 
 # %% ../../nbs/serve/61_decoder.ipynb #d51560d0
 import json
@@ -110,27 +111,35 @@ def _or(limit: float | None, other: float) -> float:
 
 def quick_numbers(column: Column, values: Sequence[Any]) -> np.ndarray | None:
     """`values` as the model sees them, (rows,) float32; nothing where one needs a closer look."""
-    boolean, kinds = column.type == "boolean", set(map(type, values))
-    if not kinds <= (_TRUTHS if boolean else _NUMBERS):
+    kinds = set(map(type, values))
+    if not kinds <= (_TRUTHS if column.type == "boolean" else _NUMBERS):
         return None
     try:
         numbers = np.array(values, np.float64)
     except OverflowError:
         return None
-    low, high = np.fmin.reduce(numbers), np.fmax.reduce(numbers)
+    return quick_array(column, numbers, whole=int in kinds, fractional=float in kinds)
+
+
+def quick_array(
+    column: Column, numbers: np.ndarray, whole: bool, fractional: bool
+) -> np.ndarray | None:
+    """The same of `numbers` (NaN: missing), some of which were `whole`, some `fractional`."""
+    boolean = column.type == "boolean"
+    low, high = np.fmin.reduce(numbers, initial=np.nan), np.fmax.reduce(numbers, initial=np.nan)
     least = 0.0 if boolean else max(-LARGEST, _or(column.minimum, -LARGEST))
     most = 1.0 if boolean else min(LARGEST, _or(column.maximum, LARGEST))
-    if low < least or high > most or (int in kinds and (low < -EXACT or high > EXACT)):
+    if low < least or high > most or (whole and (low < -EXACT or high > EXACT)):
         return None
     if not column.nullable and np.isnan(numbers).any():
         return None
-    if float in kinds and column.type != "number":
+    if fractional and column.type != "number":
         known = numbers[~np.isnan(numbers)]
         if (known != np.trunc(known)).any():
             return None
     return numbers.astype(np.float32)
 
-
+# %% ../../nbs/serve/61_decoder.ipynb #61a00001
 def quick_levels(column: Column, values: Sequence[Any]) -> np.ndarray | None:
     """`values` as the model sees them, (rows,) of str; nothing where one needs a closer look."""
     try:
