@@ -134,7 +134,8 @@ def trusted(results, rows, by):
     found = {}
     for peer in PEERS:
         alarms, reports, hits, runs = counts(of(results, "null", peer, rows=rows, columns=20))
-        found[peer] = alarms / reports if by == "report" else hits / runs
+        if runs:
+            found[peer] = alarms / reports if by == "report" else hits / runs
     return [peer for peer, rate in found.items() if rate < 0.1]
 
 
