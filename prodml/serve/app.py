@@ -49,8 +49,9 @@ class App:
         self.observers: list[Callable[[Answered], None]] = [*self.own.observers]
         self.watchers: list[Callable[[Visit], None]] = [*self.own.watchers]
         self.timers: list[Callable[[str, float], None]] = [*self.own.timers]  # of stages
-        self.closers: list[Callable[[], None]] = [self.pool.shutdown, self.own.close]
         self.trial = Trial(self.tell)
+        self.closers: list[Callable[[], None]] = [self.pool.shutdown, self.trial.close]
+        self.closers.append(self.own.close)
         self.own.in_hand, self.own.trial = self.guard.in_hand, self.trial.tally
         self.features: Features | None = None
         self.follower: Follower | None = None
@@ -103,7 +104,7 @@ def pair_routes(app: App, pair: Pair) -> dict[tuple[str, str], Route]:
     most, ready = app.serve.max_rows, partial(is_ready, app)
     served = Served(pair.front, door, most, ready=ready, alone=alone)
     found = {
-        ("POST", "/predict"): predict_route(app, door, Decoder(pair.front.contract)),
+        ("POST", "/predict"): predict_route(app, pair, door),
         **watching_routes(app.own, pair.front.contract),
         ("POST", "/explain"): wire.refused_route("not_available"),
         ("GET", "/metadata"): wire.constant(metadata(pair.champion)),
@@ -135,9 +136,10 @@ def predictions(answered: Answered, accept: str) -> Reply:
     return Reply(200, answered.scorer.encoder.encode(answered))
 
 # %% ../../nbs/serve/72_app.ipynb #72a00e77
-def predict_route(app: App, door: Door, decoder: Decoder) -> Route:
-    """The route that answers with a prediction for each row, through `door`."""
-    features, most, together = app.features, app.serve.max_rows, Together(door)
+def predict_route(app: App, pair: Pair, door: Door) -> Route:
+    """The route that answers with a prediction for each row, through the `door` to `pair`."""
+    features, decoder = app.features, Decoder(pair.front.contract)
+    most, together = app.serve.max_rows, Together(door)
 
     def told(request: Request, answered: Answered, began: float) -> Reply:
         scored = perf_counter()
@@ -171,7 +173,7 @@ def predict_route(app: App, door: Door, decoder: Decoder) -> Route:
         for timer in app.timers:
             timer("parse", decoder.read_at - began)
             timer("validate", read - decoder.read_at)
-        busy = len(app.guard.in_hand) > 1 and len(request.body) <= LONG
+        busy = pair.alike and len(app.guard.in_hand) > 1 and len(request.body) <= LONG
         if busy and not checked.counts and len(next(iter(checked.columns.values()))) == 1:
             return gather(request, checked, ids[0] if ids else "", read)
         return told(request, door(checked, ids), read)

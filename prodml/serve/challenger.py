@@ -22,7 +22,7 @@ import numpy as np
 
 from ..contract import Checked
 from ..release.attestation import verify
-from .door import all_problems, check_alike, is_chosen, narrowed, some_rows, widened
+from . import door
 from prodml.serve.pointer import (
     Checks,
     Pointer,
@@ -47,16 +47,23 @@ class Pair:
 
     def __post_init__(self) -> None:
         if self.challenger is not None:
-            check_alike(self.champion.contract, self.challenger.contract)
+            door.check_alike(self.champion.contract, self.challenger.contract)
 
     @cached_property
     def front(self) -> Scorer:
         """The champion behind the door that rows come in by: its contract may be wider."""
         if self.challenger is None:
             return self.champion
-        door = widened(self.champion.contract, self.challenger.contract)
-        wider = door is not self.champion.contract
-        return replace(self.champion, contract=door) if wider else self.champion
+        wider = door.widened(self.champion.contract, self.challenger.contract)
+        return replace(self.champion, contract=wider)
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether both read every row as the door does, so that none needs a closer look."""
+        if self.challenger is None:
+            return True
+        one, other = self.champion.contract, self.challenger.contract
+        return door.widened(one, other) is one and door.widened(other, one) is other
 
     @cached_property
     def salt(self) -> bytes:
@@ -68,7 +75,7 @@ class Pair:
         """(rows,) whether the challenger answers each of `ids`."""
         if self.challenger is None or self.challenge != "canary":
             return np.zeros(len(ids), dtype=bool)
-        return np.array([is_chosen(one, self.share, self.salt) for one in ids], dtype=bool)
+        return np.array([door.is_chosen(one, self.share, self.salt) for one in ids], dtype=bool)
 
 # %% ../../nbs/serve/71_challenger.ipynb #495a1dce
 Tell = Callable[[Answered], None]
@@ -91,9 +98,9 @@ class Trial:
         self.tell, self.most, self.pause = tell, most, pause
         self.tally: Counter[str] = Counter()
         self.queue: deque[Waiting] = deque()
-        self.given = self.taken = 0
+        self.given = self.taken = self.failures = 0
         self.thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
 
     def offer(self, waiting: Waiting) -> None:
         """Nothing; the rows are queued, or counted as dropped where the queue is full."""
@@ -108,9 +115,16 @@ class Trial:
             self.thread.start()
 
     def _run(self) -> None:
-        while True:
+        while not self._closed:
             time.sleep(self.pause)
             self.settle()
+
+    def close(self, seconds: float = 1.0) -> None:
+        """Nothing; the challenger was asked about what waits, as far as it did so in `seconds`."""
+        end = time.monotonic() + seconds
+        while self.thread and self.taken < self.given and time.monotonic() < end:
+            time.sleep(self.pause)
+        self._closed = True
 
     def settle(self) -> None:
         """Nothing; the challenger was asked about all that waits now."""
@@ -127,14 +141,8 @@ def gathered(piece: Sequence[Waiting]) -> Waiting:
     """What waits for one challenger, row under row."""
     if len(piece) == 1:
         return piece[0]
-    parts, ids = [one.checked for one in piece], [name for one in piece for name in one.ids]
-    names = parts[0].columns
-    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in names}
-    ends = np.cumsum([len(one.ids) for one in piece]).tolist()
-    rows = [range(end - len(one.ids), end) for end, one in zip(ends, piece, strict=True)]
-    counts = sum((Counter(part.counts) for part in parts), Counter())
-    whole = Checked(columns, all_problems(parts, rows), frozenset(), dict(counts))
-    return Waiting(piece[0].pair, whole, ids)
+    whole = door.stacked([one.checked for one in piece])
+    return Waiting(piece[0].pair, whole, [name for one in piece for name in one.ids])
 
 
 def shadow_piece(trial: Trial, piece: Sequence[Waiting]) -> None:
@@ -146,8 +154,8 @@ def shadow_piece(trial: Trial, piece: Sequence[Waiting]) -> None:
         if len(piece) > 1:
             for one in piece:
                 shadow_piece(trial, [one])
-            return
-        note_failure(trial.tally, "shadow_failed", len(ids), error)
+        else:
+            note_failure(trial, "shadow_failed", len(ids), error)
         return
     trial.tally["shadow_rows"] += len(ids)
     trial.tell(answered)
@@ -157,15 +165,15 @@ def challenger_answer(pair: Pair, checked: Checked, ids: Sequence[str]) -> Answe
     """What the challenger says of rows that came in by the door. Raises what it raises."""
     scorer = pair.challenger
     assert scorer is not None
-    own = narrowed(checked, pair.front.contract, scorer.contract)
+    own = door.narrowed(checked, pair.front.contract, scorer.contract)
     return replace(score(scorer, own, ids), arm="challenger")
 
 
-def note_failure(tally: Counter[str], what: str, rows: int, error: Exception) -> None:
+def note_failure(trial: Trial, what: str, rows: int, error: Exception) -> None:
     """Nothing; counts the failed `rows`, and logs the first failure, the second, the fourth..."""
-    tally[what] += rows
-    tally["failures"] += 1
-    if tally["failures"] & (tally["failures"] - 1) == 0:
+    trial.tally[what] += rows
+    trial.failures += 1
+    if trial.failures & (trial.failures - 1) == 0:
         log.error("the challenger failed (%s rows: %s)", what, type(error).__name__, exc_info=error)
 
 # %% ../../nbs/serve/71_challenger.ipynb #234ca313
@@ -174,7 +182,7 @@ def canary_answer(trial: Trial, waiting: Waiting, instead: Checked) -> Answered:
     try:
         answered = challenger_answer(*waiting)
     except Exception as error:
-        note_failure(trial.tally, "canary_failed", len(waiting.ids), error)
+        note_failure(trial, "canary_failed", len(waiting.ids), error)
         return score(waiting.pair.champion, instead, waiting.ids)
     trial.tally["canary_rows"] += len(waiting.ids)
     return answered
@@ -193,11 +201,11 @@ def together(checked: Checked, parts: Sequence[Answered], turn: np.ndarray) -> A
         for row, name in zip(of.tolist(), part.ids, strict=True):
             ids[row], releases[row] = name, part.scorer.release
     seen = [part.checked for part in parts]
-    problems = all_problems(seen, [of.tolist() for of in rows])
+    problems = door.all_problems(seen, [of.tolist() for of in rows])
     counts = dict(Counter(seen[0].counts) + Counter(seen[1].counts))
     whole = Checked(checked.columns, problems, frozenset(), counts)
     told = whole, prediction, tuple(ids), parts[0].at, "champion"
-    return Answered(parts[0].scorer, *told, tuple(releases), thresholds)
+    return Answered(parts[0].scorer, *told, tuple(releases), thresholds, parts[1].scorer)
 
 # %% ../../nbs/serve/71_challenger.ipynb #3ee319c8
 def pair_answer(trial: Trial, pair: Pair, checked: Checked, ids: Sequence[str] = ()) -> Answered:
@@ -207,10 +215,9 @@ def pair_answer(trial: Trial, pair: Pair, checked: Checked, ids: Sequence[str] =
     """
     champion = pair.champion
     if pair.challenger is None:
-        answered = score(champion, checked, ids)
-        trial.tell(answered)
+        trial.tell(answered := score(champion, checked, ids))
         return answered
-    own = narrowed(checked, pair.front.contract, champion.contract)
+    own = door.narrowed(checked, pair.front.contract, champion.contract)
     if own.rejected:
         raise RowsRefused(own)
     named = row_names(ids, len(next(iter(checked.columns.values()))))
@@ -231,11 +238,11 @@ def pair_answer(trial: Trial, pair: Pair, checked: Checked, ids: Sequence[str] =
 def split_answer(trial: Trial, waiting: Waiting, own: Checked, turn: np.ndarray) -> Answered:
     """The answer to rows of which the challenger answers those whose `turn` it is."""
     pair, checked, ids = waiting
-    rows = np.flatnonzero(turn)
-    theirs = Waiting(pair, some_rows(checked, rows), [ids[row] for row in rows.tolist()])
-    instead = some_rows(own, rows)
-    left = np.flatnonzero(~turn)
-    rest = replace(some_rows(own, left), counts=dict(Counter(own.counts) - Counter(instead.counts)))
+    left, rows = np.flatnonzero(~turn), np.flatnonzero(turn)
+    theirs = Waiting(pair, door.some_rows(checked, rows), [ids[row] for row in rows.tolist()])
+    instead = door.some_rows(own, rows)
+    counts = dict(Counter(own.counts) - Counter(instead.counts))
+    rest = replace(door.some_rows(own, left), counts=counts)
     parts = [score(pair.champion, rest, [ids[row] for row in left.tolist()])]
     parts.append(canary_answer(trial, theirs, instead))
     for part in parts:

@@ -124,17 +124,10 @@ Door = Callable[[Checked, Sequence[str]], Answered]
 
 def one_row(whole: Answered, row: int, checked: Checked) -> Answered:
     """The answer to one `row` of several, which was `checked` alone."""
-    only, parts = slice(row, row + 1), whole.thresholds
-    return Answered(
-        whole.scorer,
-        checked,
-        whole.prediction[only],
-        whole.ids[only],
-        whole.at,
-        whole.arm,
-        whole.releases[only],
-        None if parts is None else parts[only],
-    )
+    only, scorer, arm = slice(row, row + 1), whole.scorer, whole.arm
+    if whole.other is not None and whole.releases[row] == whole.other.release:
+        scorer, arm = whole.other, "challenger"
+    return Answered(scorer, checked, whole.prediction[only], whole.ids[only], whole.at, arm)
 
 # %% ../../nbs/serve/64_guard.ipynb #64b00004
 class Together:

@@ -112,6 +112,7 @@ class Answered:
     arm: str = "champion"  # or challenger
     releases: tuple[str, ...] = ()  # one a row, when two releases shared the rows
     thresholds: np.ndarray | None = None  # (rows,), when two releases shared the rows
+    other: Scorer | None = None  # the challenger, when two releases shared the rows
 
     @property
     def threshold(self) -> Threshold:
