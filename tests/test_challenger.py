@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import weakref
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from released import FAILED, PASSED, Released, released, sealed, told
 
 from prodml.release.attestation import Refused
 from prodml.release.store import seal
+from prodml.serve.answers import read_predictions
 from prodml.serve.app import App, change, create_app
 from prodml.serve.build import checks, point_project, render_service
 from prodml.serve.challenger import Pair, load_pair, point
@@ -437,14 +439,17 @@ def test_a_pointer_that_does_not_stand_changes_nothing_and_says_so(two, tmp_path
         status, answer = ask(app, "/predict", two.old.rows[:2])
         assert status == 200 and two.wrong(range(2), answer) < 1e-6
         assert answer["release"] == two.old.folder.name
-    assert app.follower.refusals == 6 and app.follower.changes == 0
+    assert app.follower.tally == {"refused": 6, "changed": 0}
     write_pointer(folder, Pointer(two.new.folder.name))
     look(app.follower)
-    assert app.follower.refusals == 7
+    assert app.follower.tally["refused"] == 7
     touched.write_bytes(kept)
     app.follower.ask_again()
     look(app.follower)
-    assert (app.follower.changes, app.follower.refused) == (1, "")
+    assert (app.follower.tally["changed"], app.follower.refused) == (1, "")
+    wishes = app.routes["GET", "/metrics"](None).body.decode()
+    assert 'prodml_pointer_wishes_total{outcome="refused"} 7.0' in wishes
+    assert 'prodml_pointer_wishes_total{outcome="changed"} 1.0' in wishes
     assert ask(app, "/predict", two.old.rows[0])[1]["release"] == two.new.folder.name
     (folder / CURRENT).unlink()
     look(app.follower)
@@ -540,7 +545,7 @@ for wanted in (1, 2, 3):
     os.kill(os.getpid(), signal.SIGHUP)
 time.sleep(0.2)
 follower.close()
-print(asked, follower.refusals)
+print(asked, follower.tally['refused'])
 """
     run = subprocess.run(
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=120
@@ -565,6 +570,9 @@ class Load:
         return self
 
     def __exit__(self, *error):
+        self.stop()
+
+    def stop(self):
         self.going = False
         for thread in self.threads:
             thread.join(60)
@@ -594,9 +602,10 @@ class Load:
 
 @pytest.fixture(scope="module")
 def service(two, tmp_path_factory):
-    """(service folder, environment) of a service with two workers."""
-    home = tmp_path_factory.mktemp("bentoml")
-    return render_service(two.old.settings, two.old.folder), {"BENTOML_HOME": str(home)}
+    """(service folder, environment, folder of the log) of a service with two workers."""
+    home, log = tmp_path_factory.mktemp("bentoml"), tmp_path_factory.mktemp("log")
+    asked = replace(two.old.settings, serve=Serve(workers=2, log=str(log)))
+    return render_service(asked, two.old.folder), {"BENTOML_HOME": str(home)}, log
 
 
 def serving(service, log):
@@ -641,8 +650,31 @@ def test_no_request_is_lost_while_releases_are_exchanged_under_load(two, service
         time.sleep(1.5)
         pids = workers_of(folder)
         assert len(pids) == 2
-        load.going = False
+        load.stop()
+        time.sleep(2)  # counts are published once a second
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
+            shown = reply.read().decode()
     assert load.faults == [] and len(load.told) > 300
+    assert 'prodml_pointer_wishes_total{outcome="changed"} 10.0' in shown  # five, two workers
+    assert 'prodml_pointer_wishes_total{outcome="refused"} 2.0' in shown
+    lines = [line.rpartition(" ") for line in shown.splitlines() if "_rows_total{" in line]
+    counts = {name: float(value) for name, _, value in lines}
+    asked_for = Counter()
+    for _, _, _, answer in load.told:
+        asked_for.update(said.get("release", answer["release"]) for said in answer["predictions"])
+    shadowed = counts['prodml_challenger_rows_total{what="shadow_rows"}']
+    assert sum(asked_for.values()) + shadowed == sum(
+        value for name, value in counts.items() if name.startswith("prodml_rows_total")
+    )
+    assert counts['prodml_challenger_rows_total{what="canary_rows"}'] > 20 and shadowed > 20
+    log = read_predictions(service[2])
+    assert len(log) == sum(asked_for.values()) + shadowed
+    for release, one in two.by_release().items():
+        part = log[log["release"] == release]
+        rows = part["id"].str.removeprefix("person-").astype(int)
+        classes = [f"prediction:{name}" for name in one.contract.classes]
+        assert np.abs(part[classes].to_numpy() - one.answers[rows]).max() < 1e-6
+        assert (part["arm"] == "challenger").sum() > 20
     assert max(two.wrong(rows, answer) for _, _, rows, answer in load.told) < 1e-6
     allowed = [{w["champion"], w.get("challenger")} for w in wishes]
     allowed = [{Path(str(name)).name for name in names if name} for names in allowed]

@@ -294,6 +294,7 @@ def create_app(
     app = App(load_pair(folder, asked, checks), serve)
     if pointer:
         app.follower = Follower(Path(pointer), partial(change, app, Path(pointer).parent, checks))
+        app.own.wishes = app.follower.tally
     return app
 
 

@@ -27,6 +27,7 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "refusals": ("Requests refused as a whole, by code.", ("code",)),
     "rows": ("Rows answered.", ("release", "arm")),
     "problems": ("Values that break the contract.", ("code", "outcome")),
+    "pointer_wishes": ("Changes of the releases in service, made or refused.", ("outcome",)),
     "challenger_rows": ("Rows of a challenger, by what became of them.", ("what",)),
     "log_rows": ("Rows written to the log.", ("what",)),
     "log_bytes": ("Bytes written to the log.", ()),

@@ -154,6 +154,7 @@ class Observers:
         self.metrics, self.gauge = Metrics(), Gauge()
         self.in_hand: Sized = ()  # the requests in hand
         self.trial: Mapping[str, int] = {}  # rows of a challenger by what became of them
+        self.wishes: Mapping[str, int] = {}  # of the pointer, by what became of them
         keep = serve.log_sample, serve.log_flush, float(serve.log_megabytes)
         self.log = PredictionLog(serve.place(serve.log), *keep) if serve.log else None
         sinks: list[Sink] = [self.log] if self.log else []
@@ -207,8 +208,8 @@ class Publisher:
 def own_numbers(own: Observers) -> tuple[Totals, Levels]:
     """The totals and levels of this worker."""
     totals = counted(own.metrics) | recorded(own.recorder, own.log) | dict(own.gauge.counts)
-    for what, rows in list(own.trial.items()):
-        totals["challenger_rows", what] = np.array([rows], float)
+    for name, told in (("challenger_rows", own.trial), ("pointer_wishes", own.wishes)):
+        totals |= {(name, what): np.array([count], float) for what, count in list(told.items())}
     levels: Levels = {("memory_bytes",): memory(), ("in_flight",): len(own.in_hand)}
     if own.log:
         levels["log_folder_bytes",] = own.log.in_folder

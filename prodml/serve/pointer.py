@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ class Follower:
 
     def __init__(self, path: Path, change: Callable[[Pointer], bool], every: float = 0.5) -> None:
         self.path, self.change, self.every = path, change, every
-        self.changes = self.refusals = 0
+        self.tally = Counter({"changed": 0, "refused": 0})
         self.refused = ""  # why, if the last wish was refused
         self.seen: Any = None
         self._wake, self._closed = threading.Event(), False
@@ -154,7 +155,7 @@ def look(follower: Follower) -> None:
         if written == follower.seen:
             return
         follower.seen = written
-        follower.changes += follower.change(read_pointer(written[0]))
+        follower.tally["changed"] += follower.change(read_pointer(written[0]))
         follower.refused = ""
     except FileNotFoundError:
         follower.seen = None  # nothing is asked for
@@ -162,7 +163,7 @@ def look(follower: Follower) -> None:
         if isinstance(error, OSError) and follower.seen == error.errno:
             return  # said already
         follower.seen = error.errno if isinstance(error, OSError) else follower.seen
-        follower.refusals += 1
+        follower.tally["refused"] += 1
         follower.refused = str(error) if isinstance(error, Mistake) else type(error).__name__
         unexpected = None if isinstance(error, Mistake | OSError) else error
         said = "the pointer is not followed, and what was serving goes on: %s"
