@@ -223,6 +223,20 @@ def test_every_protocol_asks_the_same_arm_and_a_named_version_only_itself(two):
     assert [one["label"] for one in tensors["predictions"]] == [
         o["label"] for o in answer["predictions"]
     ]
+    assert [one["release"] for one in tensors["predictions"]] == [
+        o["release"] for o in answer["predictions"]
+    ]
+    frame = {c.name: [row[c.name] for row in sent] for c in two.old.contract.features}
+    kinds = {c.name: "FP64" if c.numeric else "BYTES" for c in two.old.contract.features}
+    inputs = [{"name": n, "shape": [60], "datatype": kinds[n], "data": v} for n, v in frame.items()]
+    status, inferred = ask(app, f"/v2/models/{base}/infer", {"id": "q", "inputs": inputs})
+    assert status == 200, inferred
+    outputs = {one["name"]: one["data"] for one in inferred["outputs"]}
+    turn = app.pair.chosen([f"q-{row}" for row in rows])
+    expected = np.where(turn, two.new.folder.name, two.old.folder.name).tolist()
+    assert outputs["release"] == expected and len(set(expected)) == 2
+    notebook = np.where(turn, two.new.answers[rows, 1], two.old.answers[rows, 1])
+    assert np.abs(np.array(outputs["probability"]) - notebook).max() < 1e-6
     own = f"/v1/models/{base}/versions/{two.old.folder.name}:predict"
     status, alone = ask(app, own, {"instances": sent})
     found = [one["probability"] for one in alone["predictions"]]

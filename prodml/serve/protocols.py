@@ -31,6 +31,7 @@ from prodml.serve.frames import (
 )
 from .scorer import Answered, RowsRefused, Scorer, answer_facts, describe
 from prodml.serve.tensors import (
+    Wanted,
     input_tensors,
     model_name,
     output_tensors,
@@ -95,14 +96,19 @@ def scored_columns(served: Served, columns: Mapping[str, list[Any]], name: str =
 
 # %% ../../nbs/serve/69_protocols.ipynb #ded94845
 def answer_tensors(answered: Answered) -> dict[str, np.ndarray]:
-    """The answer as arrays by name: `value`, or `label`, `probabilities` (rows, classes); `id`."""
+    """The answer as arrays by name: `value`, or `label`, `probabilities` (rows, classes); `id`.
+
+    Where two releases shared the rows, `release` says whose each is.
+    """
     contract, prediction = answered.scorer.contract, answered.prediction
-    ids = np.array(answered.ids, dtype=object)
+    ids = {"id": np.array(answered.ids, dtype=object)}
+    if answered.releases:
+        ids["release"] = np.array(answered.releases, dtype=object)
     if not contract.classes:
-        return {"value": prediction, "id": ids}
+        return {"value": prediction, **ids}
     told = describe(prediction, contract, answered.threshold)
     labels = np.array([one["label"] for one in told], dtype=object)
-    made = {"label": labels, "probabilities": prediction, "id": ids}
+    made = {"label": labels, "probabilities": prediction, **ids}
     return made | ({"probability": prediction[:, 1]} if contract.task == "binary" else {})
 
 
@@ -146,6 +152,8 @@ def infer(served: Served, request: Request) -> Reply:
     wanted = read_wanted(asked, [one["name"] for one in output_tensors(contract)])
     columns = read_tensors(contract, asked.get("inputs"), tail)
     answered = scored_columns(served, columns, name)
+    if answered.releases and not asked.get("outputs"):
+        wanted.append(Wanted("release", False, 0))
     outputs, tail = write_tensors(answer_tensors(answered), wanted, contract.classes)
     head = {"model_name": model_name(contract), "model_version": answered.scorer.release}
     named, counts = {"id": name} if name else {}, answered.checked.counts
