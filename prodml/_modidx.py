@@ -644,6 +644,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'prodml.serve.arrow.decode_arrow': ('serve/arrow.html#decode_arrow', 'prodml/serve/arrow.py'),
                                     'prodml.serve.arrow.encode_arrow': ('serve/arrow.html#encode_arrow', 'prodml/serve/arrow.py'),
                                     'prodml.serve.arrow.write_stream': ('serve/arrow.html#write_stream', 'prodml/serve/arrow.py')},
+            'prodml.serve.bento': { 'prodml.serve.bento._straight': ('serve/bento.html#_straight', 'prodml/serve/bento.py'),
+                                    'prodml.serve.bento.untimed': ('serve/bento.html#untimed', 'prodml/serve/bento.py')},
             'prodml.serve.build': { 'prodml.serve.build.build': ('serve/build.html#build', 'prodml/serve/build.py'),
                                     'prodml.serve.build.challenger': ('serve/build.html#challenger', 'prodml/serve/build.py'),
                                     'prodml.serve.build.checks': ('serve/build.html#checks', 'prodml/serve/build.py'),

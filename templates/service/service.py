@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # the copy of prodml beside this file goes first
 
 from prodml.serve.app import close_app, create_app, is_ready, start_app  # noqa: E402
+from prodml.serve.bento import untimed  # noqa: E402
 from prodml.settings import Mistake, Serve  # noqa: E402
 
 told = json.loads((HERE / "service.json").read_text(encoding="utf-8"))
@@ -26,6 +27,7 @@ try:
     app = create_app(release, **told["checks"], serve=serve, pointer=pointer)
 except Mistake as mistake:
     sys.exit(f"Not served. {mistake}")
+untimed()  # the application has a deadline of its own
 
 
 image = bentoml.images.Image(  # what `bentoml containerize` makes
