@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from prodml.contract import CODES, Column, Contract
 from prodml.serve.app import App, close_app
-from prodml.serve.guard import SHORTEST, Guard
+from prodml.serve.guard import SHORTEST, Guard, gentle
 from prodml.serve.messages import FAILURES
 from prodml.serve.scorer import Scorer
 from prodml.serve.wire import Unanswerable, inflate
@@ -461,3 +461,13 @@ def test_websockets_are_closed():
 
     asyncio.run(made()({"type": "websocket"}, None, send))
     assert sent == [{"type": "websocket.close", "code": 1000}]
+
+
+def test_a_signal_after_the_loop_has_ended_still_ends_the_process():
+    closed = []
+
+    async def made():
+        return gentle(Guard(Serve(), {}), lambda: closed.append(True))
+
+    asyncio.run(made())()
+    assert closed == [True]

@@ -177,6 +177,8 @@ def gentle(guard: Guard, close: Callable[[], None]) -> Callable[[], None]:
         loop.call_later(settling, close)
 
     def signalled() -> None:
+        if loop.is_closed():  # there is nothing left to wait for
+            return close()
         loop.call_soon_threadsafe(again)
 
     return signalled
