@@ -199,19 +199,18 @@ async def answer_request(app: App, scope: Message, receive: Receive, send: Send)
     began, path = perf_counter(), wire.route_path(scope)
     if not app.started:  # nobody said that the server starts: a parent application does not
         start_app(app)
+    code, counts = "", dict[str, int]()
     try:
-        reply, fault = await reply_to(app, path, scope, receive), None
-    except Exception as error:
-        fault = error
+        reply = await reply_to(app, path, scope, receive)
+    except Exception as fault:
         reply = error_in_form(path, wire.error_reply(fault))
+        code = wire.error_facts(fault)[1]["error"]["code"]
+        counts = fault.checked.counts if isinstance(fault, RowsRefused) else {}
         if not isinstance(fault, Unanswerable | Unreadable | RowsRefused):
             log.error("request failed: %s", type(fault).__name__, exc_info=fault)
     await wire.send_reply(send, reply, empty=scope["method"] == "HEAD")
-    if app.watchers:
-        code = wire.error_facts(fault)[1]["error"]["code"] if fault else ""
-        counts = fault.checked.counts if isinstance(fault, RowsRefused) else {}
-        for watcher in app.watchers:
-            watcher(Visit(path, reply.status, code, perf_counter() - began, counts))
+    for watcher in app.watchers:
+        watcher(Visit(path, reply.status, code, perf_counter() - began, counts))
 
 
 async def reply_to(app: App, path: str, scope: Message, receive: Receive) -> Reply:
