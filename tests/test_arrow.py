@@ -155,7 +155,7 @@ def test_each_stream_that_cannot_be_read_has_its_code():
     assert refused(b"") == refused(b"[1]") == refused(body[:-100]) == (400, "not_arrow")
     assert refused(sink.getvalue().to_pybytes()) == refused(stream(many)) == (400, "not_arrow")
     for codec in ("lz4", "zstd"):
-        assert refused(stream(table, compression=codec)) == (400, "not_arrow")
+        assert refused(stream(table, compression=codec)) == (415, "arrow_compressed")
     assert refused(stream(nested)) == refused(stream(views)) == (415, "arrow_type")
     assert refused(stream(twice)) == (400, "duplicate_key")
     assert refused(body, most=19) == refused(stream(table, 7), most=19) == (413, "too_many_rows")

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gzip
+import http.client
 import json
 import os
 import re
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -112,6 +115,40 @@ def test_bad_requests_each_get_their_answer(small, url):
     assert post(path, b" " * 5_000_000)[0] == 413
     assert get(path)[0] == 405 and get(f"{url}/etc/passwd")[0] == 404
     assert post(path, row)[0] == 200
+
+
+def test_forms_of_http_pass_through_bentoml(small, url):
+    place, body = url.removeprefix("http://"), json.dumps(small.rows[:2]).encode()
+    json_type = {"content-type": "application/json"}
+
+    def asked(method, path="/predict", sent=None, **headers):
+        one = http.client.HTTPConnection(place, timeout=30)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        one.request(method, path, sent, json_type | named)
+        reply = one.getresponse()
+        return reply.status, dict(reply.getheaders()), reply.read()
+
+    exact = json.loads(asked("POST", sent=body)[2])["predictions"]
+    chunks = iter([body[:7], body[7:30], body[30:]])  # sent as Transfer-Encoding: chunked
+    zipped = asked("POST", sent=gzip.compress(body), content_encoding="gzip")
+    for status, headers, answer in (asked("POST", sent=chunks), zipped):
+        found = json.loads(answer)["predictions"]
+        assert status == 200 and [one["label"] for one in found] == [one["label"] for one in exact]
+        assert headers["x-content-type-options"] == "nosniff"
+    status, headers, answer = asked("HEAD", "/metadata")
+    assert status == 200 and not answer and int(headers["content-length"]) > 100
+    assert asked("OPTIONS")[:2][1]["allow"] == "POST, OPTIONS"
+    bomb = gzip.compress(bytes(10**8))
+    assert asked("POST", sent=bomb, content_encoding="gzip")[0] == 413
+    assert asked("POST", sent=body, content_type="application/x-www-form-urlencoded")[0] == 415
+    table, sink = pa.Table.from_pylist(small.rows[:600]), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as out:
+        out.write_table(table)
+    media = "application/vnd.apache.arrow.stream"
+    _, headers, answer = asked("POST", sent=sink.getvalue(), content_type=media, accept=media)
+    found = pa.ipc.open_stream(answer).read_all().to_pylist()
+    assert headers["content-type"] == media
+    assert np.abs(told(small, found) - small.answers[: len(found)]).max() < 1e-6
 
 
 def test_metadata_holds_an_example_that_is_answered(url):

@@ -28,7 +28,7 @@ Paths = dict[tuple[str, str], dict[str, Any]]
 SENT = ("not_gzip", "slow_body", "body_too_large", "wrong_encoding", "overloaded", "too_slow")
 JSON = ("not_json", "too_deep", "duplicate_key")
 READ = (*JSON, *SENT, "too_many_rows", "rows_refused", "internal")
-ROWS = ("wrong_media", "not_arrow", "arrow_type", *READ)
+ROWS = ("wrong_media", "not_arrow", "arrow_type", "arrow_compressed", *READ)
 OPEN = ("/healthz", "/livez", "/readyz", "/ping", "/health", "/v2/health/live", "/v2/health/ready")
 
 

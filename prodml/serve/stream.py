@@ -30,7 +30,7 @@ class NotArrow(Mistake):
 
 def not_arrow() -> NotArrow:
     """What is raised for a body that is no whole stream."""
-    return NotArrow("not_arrow", "the body is no Arrow IPC stream, whole and uncompressed")
+    return NotArrow("not_arrow", "the body is no whole Arrow IPC stream")
 
 # %% ../../nbs/serve/45_stream.ipynb #641aafaa
 HEAD = struct.Struct("<Ii")
@@ -246,8 +246,9 @@ def read_schema(stream: Stream, head: Table, inside: memoryview) -> None:
 
 # %% ../../nbs/serve/45_stream.ipynb #45a00002
 def _split(head: Table, inside: memoryview) -> Iterator[memoryview]:
-    if head.place(3):  # compressed
-        raise not_arrow()
+    if head.place(3):
+        told = "the batches are compressed; send them plain, or the whole body as gzip"
+        raise NotArrow("arrow_compressed", told)
     for at in head.vector(2, 16):
         start, length = head.read("<q", at), head.read("<q", at + 8)
         if start < 0 or length < 0 or start + length > len(inside):
