@@ -13,6 +13,7 @@ from prodml.artifact import save_model
 from prodml.contract import Contract
 from prodml.data import read
 from prodml.frame import check_frame, learn_contract, make_table
+from prodml.gates.reference import reference_profile
 from prodml.model import predict
 from prodml.release.store import seal
 from prodml.settings import Data, Limits, Model, Project, Settings
@@ -55,8 +56,8 @@ def project(root, target="default", id="", **more):
     )
 
 
-def released(root, target="default", kind="xgboost", **more):
-    """A `Released` in `root`, its model made by the candidate `kind`."""
+def released(root, target="default", kind="xgboost", profiled=False, **more):
+    """A `Released` in `root`, its model made by the candidate `kind`; with a profile if asked."""
     settings = project(root, target, **more)
     parts = split(read(settings.data, settings.root), settings.data, 7)
     contract = learn_contract(parts.train, settings)
@@ -69,6 +70,10 @@ def released(root, target="default", kind="xgboost", **more):
     assert card["format"] == "onnx", card["why_not_onnx"]
     (candidate / "contract.json").write_text(contract.to_json())
     (candidate / "data.json").write_text('{"digest": "00"}')
+    if profiled:
+        told = predict(best.estimator, validation.features, contract.task)
+        known = reference_profile(contract, parts.train, parts.validation, told)
+        (candidate / "profile.bin").write_bytes(known.to_bytes())
     folder = seal(candidate, [], [PASSED], settings, "run-1")
     features = check_frame(contract, parts.test).features
     answers = predict(best.estimator, features, contract.task)
