@@ -2,6 +2,10 @@
 
 import bentoml
 
+from prodml.serve.bento import untimed
+
+untimed()
+
 
 async def app(scope, receive, send):
     if scope["type"] != "http":

@@ -146,9 +146,10 @@ def load(name, port, folder, connections, seconds, pause=0):
 
 
 def worker_memory(process):
-    """Megabytes of resident memory of the largest process: the one that holds the model."""
+    """Megabytes of resident memory of the process that answers, BentoML's worker or the largest."""
     family = [process, *process.children(recursive=True)]
-    return round(max(one.memory_info().rss for one in family) / 2**20, 1)
+    workers = [one for one in family if "_bentoml_impl.worker.service" in one.cmdline()]
+    return round(max(one.memory_info().rss for one in workers or family) / 2**20, 1)
 
 
 def measure(name, folder, seconds):
