@@ -841,6 +841,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'prodml.serve.guard.Turn.__init__': ('serve/guard.html#turn.__init__', 'prodml/serve/guard.py'),
                                     'prodml.serve.guard._digests': ('serve/guard.html#_digests', 'prodml/serve/guard.py'),
                                     'prodml.serve.guard._runs': ('serve/guard.html#_runs', 'prodml/serve/guard.py'),
+                                    'prodml.serve.guard._token': ('serve/guard.html#_token', 'prodml/serve/guard.py'),
                                     'prodml.serve.guard.gentle': ('serve/guard.html#gentle', 'prodml/serve/guard.py'),
                                     'prodml.serve.guard.one_row': ('serve/guard.html#one_row', 'prodml/serve/guard.py'),
                                     'prodml.serve.guard.stop_gently': ('serve/guard.html#stop_gently', 'prodml/serve/guard.py')},

@@ -1,6 +1,7 @@
 """The application without a network: each bad request has its answer, and nothing else happens."""
 
 import asyncio
+import base64
 import gzip
 import json
 import re
@@ -375,6 +376,9 @@ def test_with_a_token_everything_but_probes_is_closed(tmp_path, monkeypatch):
     for token in (TOKEN, f"{TOKEN}-2"):
         reply = ask(app, json=ROW, headers={"authorization": f"bearer {token}"})
         assert reply.status_code == 200
+    browser = base64.b64encode(f"me:{TOKEN}".encode()).decode()
+    page = ask(app, "GET", "/docs", headers={"authorization": f"Basic {browser}"})
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
 
 
 def test_tokens_rotate_without_a_restart_and_fail_closed(tmp_path, monkeypatch):
