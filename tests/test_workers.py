@@ -25,13 +25,20 @@ def small(tmp_path_factory):
     return released(tmp_path_factory.mktemp("small"), serve=Serve(workers=2))
 
 
+def works(process):
+    """Whether `process` is alive, and answers."""
+    try:
+        return "_bentoml_impl.worker.service" in process.cmdline()
+    except psutil.Error:  # it has just ended
+        return False
+
+
 def workers(port):
     """The processes that answer on `port`: children of the one that was told to."""
     for one in psutil.process_iter(["cmdline"]):
         line = one.info["cmdline"] or []
         if "serve" in line and str(port) in line:
-            family = one.children(recursive=True)
-            return [w for w in family if "_bentoml_impl.worker.service" in w.cmdline()]
+            return list(filter(works, one.children(recursive=True)))
     return []
 
 
