@@ -1,5 +1,6 @@
 """The benchmark of drift monitors is whole, README quotes it, and what is claimed holds in it."""
 
+import importlib.util
 import json
 import re
 import sys
@@ -90,3 +91,16 @@ def test_the_notebook_shows_the_results():
             assert texts(html) == texts(table._repr_html_()), found[1]
             shown += 1
     assert shown >= 15
+
+
+def test_readme_quotes_the_endpoint_and_its_claims_hold():
+    spec = importlib.util.spec_from_file_location("table", DRIFT.parent / "serving" / "table.py")
+    told = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(told)
+    servers, readme = told.results(), (ROOT / "README.md").read_text()
+    assert told.markdown(servers) in readme
+    rate = {name: one["16"]["rate"] for name, one in servers.items()}
+    assert f"{rate['prodml'] / rate['fastapi']:.0f} times FastAPI" in readme
+    assert rate["prodml"] >= 30 * rate["fastapi"] and rate["prodml"] >= 0.5 * rate["noop"]
+    assert rate["prodml"] >= 0.9 * rate["prodml quiet"] and servers["prodml"]["ready"] <= 2
+    assert not any(one[many]["failed"] for one in servers.values() for many in ("1", "16", "64"))
