@@ -5,6 +5,7 @@ key that `service.json` trusts. The file `current`, here or where PRODML_POINTER
 another release, which takes over within two seconds.
 """
 
+import gc
 import json
 import os
 import sys
@@ -54,6 +55,8 @@ class Service:
 
     def __init__(self) -> None:
         start_app(app)  # in each worker
+        gc.collect()
+        gc.freeze()  # what was loaded stays, and need not be looked at again
 
     async def __is_ready__(self) -> bool:  # /readyz: no longer, once the server is asked to stop
         return is_ready(app)
