@@ -134,7 +134,7 @@ def test_everything_counted_is_shown(busy):
 
 def test_the_table_of_the_lesson_names_what_is_shown(busy):
     """What the page on metrics promises is there, and what is there is promised."""
-    page = Path(__file__).parents[1] / "nbs/serve/67_metrics.ipynb"
+    page = Path(__file__).parents[1] / "nbs/serve/540_metrics.ipynb"
     cells = json.loads(page.read_text())["cells"]
     table = "".join(next(c["source"] for c in cells if "| what it says |" in "".join(c["source"])))
     lines = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
