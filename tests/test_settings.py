@@ -218,3 +218,67 @@ def test_paths_are_relative_to_the_file(tmp_path):
 
 def test_the_demo_settings_are_valid():
     assert read_settings(ROOT).data.source == "demo"
+
+
+LIFE = """[data]
+source = loans.csv
+target = late
+[registry]
+url = postgresql+psycopg://registry/releases
+[compare]
+goal = no_worse
+margin = 0.01
+max_churn = 0.1
+[monitor]
+reports = drift, performance
+[notify]
+slack = $SLACK_URL
+smtp = smtp://mail:25
+mail_from = models@example.org
+mail_to = a@example.org, b@example.org
+quiet = 22:00-07:00
+zone = Europe/Paris
+[retrain]
+on = drift, schedule
+window = 365
+[explain]
+immutable = age
+[card]
+owner = A. Person
+[reasons]
+Income = an income of {value}
+[schedule.nightly]
+command = monitor
+cron = 0 6 * * *
+"""
+
+ODD = {
+    "a goal": ("no_worse", "nicer", ["line 7", "better, no_worse"]),
+    "no margin": ("margin = 0.01\n", "", ["line 6", "above 0 for no_worse"]),
+    "churn": ("max_churn = 0.1", "max_churn = 10", ["line 9", "a share"]),
+    "a report": ("drift, performance", "drift, beauty", ["line 11", "performance, fairness"]),
+    "an address": ("= $SLACK_URL", "= slack", ["line 13", "https://"]),
+    "mail to nobody": ("mail_to = a@example.org, b@example.org\n", "", ["mail_to", "needs"]),
+    "quiet hours": ("22:00-07:00", "at night", ["line 17", "22:00-07:00"]),
+    "a zone": ("Europe/Paris", "Paris", ["line 18", "Europe/Paris"]),
+    "a trigger": ("drift, schedule", "drift, mood", ["line 20", "of drift"]),
+    "a window": ("window = 365", "window = -1", ["line 21", "0: all of history"]),
+    "a key of the card": ("owner = A.", "ownr = A.", ["line 25", "'owner'"]),
+    "a schedule's name": ("schedule.nightly", "schedule.every night", ["line 28", "letters"]),
+    "a schedule's key": ("command = monitor", "comand = monitor", ["line 29", "'command'"]),
+    "a schedule's time": ("0 6 * * *", "daily", ["line 30", "minute, hour"]),
+}
+
+
+def test_the_life_after_training_is_read():
+    read = parse_settings(LIFE)
+    assert read.schedules[0].name == "nightly" and read.schedules[0].cron == "0 6 * * *"
+    assert read.notify.mail_to == ("a@example.org", "b@example.org")
+    assert read.reasons == {"Income": "an income of {value}"} and read.compare.max_churn == 0.1
+
+
+@pytest.mark.parametrize("right, wrong, told", ODD.values(), ids=ODD)
+def test_slips_about_the_life_after_training(right, wrong, told):
+    with pytest.raises(Mistake) as mistake:
+        parse_settings(LIFE.replace(right, wrong))
+    assert all(part in str(mistake.value) for part in told), str(mistake.value)
