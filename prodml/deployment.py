@@ -65,6 +65,8 @@ class Serve:
     max_bytes: int = 4_000_000  # of one body, unzipped
     timeout: float = 10.0  # seconds for a body to arrive, and for its answer
     concurrency: int = 256  # requests in hand; beyond them clients are told to come back
+    rate: float = 0.0  # requests a second that one client may make; 0: any number
+    burst: int = 0  # and how many at once after a pause; 0: those of a second
     drain: float = 10.0  # seconds that requests in hand are given when the server must stop
     tokens: str = ""  # a file of bearer tokens, one a line; PRODML_TOKENS is read as well
     log: str = ""  # the folder of the prediction log; empty: none is kept

@@ -61,6 +61,8 @@ def _serving(s: Serve) -> list[Rule]:
         (s.max_bytes >= 1000, "max_bytes", "at least 1000 bytes"),
         (s.timeout > 0, "timeout", "more than 0 seconds"),
         (s.concurrency >= 1, "concurrency", "at least 1 request"),
+        (s.rate >= 0, "rate", "0 requests a second or more; 0: no limit"),
+        (s.burst >= 0 and (s.rate > 0 or not s.burst), "burst", "0 or more, beside a rate"),
         (s.drain >= 0, "drain", "0 seconds or more"),
         (0 <= s.log_sample <= 1, "log_sample", "a share from 0 to 1"),
         (s.log_flush > 0, "log_flush", "more than 0 seconds"),

@@ -31,6 +31,7 @@ from .metrics import Observers, watching_routes
 from .openapi import OPEN, openapi_routes
 from .pointer import Checks, Follower, Pointer, read_pointer
 from .protocols import Served, error_in_form, protocol_routes
+from .rate import admission
 from .scorer import Answered, RowsRefused, Scorer, metadata
 from .wire import Message, Receive, Reply, Request, Route, Send, Unanswerable
 from ..settings import Serve
@@ -44,14 +45,14 @@ class App:
     """The ASGI application that answers with a scorer, or with the pair in service."""
 
     def __init__(self, scorer: Scorer | Pair, serve: Serve = DEFAULTS) -> None:
-        self.serve, self.guard = serve, Guard(serve)
-        self.pool, self.own = ThreadPoolExecutor(2, "long"), Observers(serve)
+        self.serve, self.pool = serve, ThreadPoolExecutor(2, "long")
+        self.guard, self.own, self.trial = Guard(serve), Observers(serve), Trial(self.tell)
+        self.admit = admission(serve, self.guard)
         self.observers: list[Callable[[Answered], None]] = [*self.own.observers]
         self.watchers: list[Callable[[Visit], None]] = [*self.own.watchers]
         self.timers: list[Callable[[str, float], None]] = [*self.own.timers]  # of stages
-        self.trial = Trial(self.tell)
-        self.closers: list[Callable[[], None]] = [self.pool.shutdown, self.trial.close]
-        self.closers.append(self.own.close)
+        ending = self.pool.shutdown, self.trial.close, self.own.close
+        self.closers: list[Callable[[], None]] = [*ending]
         self.own.in_hand, self.own.trial = self.guard.in_hand, self.trial.tally
         self.features: Features | None = None
         self.follower: Follower | None = None
@@ -216,8 +217,7 @@ async def answer_request(app: App, scope: Message, receive: Receive, send: Send)
 async def reply_to(app: App, path: str, scope: Message, receive: Receive) -> Reply:
     """The reply to a request. Raises for what is answered otherwise."""
     if path not in OPEN:
-        authorization = dict(scope["headers"]).get(b"authorization", b"")
-        app.guard.admit(authorization.decode("latin-1"))
+        app.admit(path, scope)
     request = None
     try:
         async with app.guard.deadline():

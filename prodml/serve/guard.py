@@ -84,6 +84,10 @@ class Tokens:
         matches = [hmac.compare_digest(given, one) for one in (*self.digests, *self.fixed)]
         return any(matches)
 
+    def holder(self, header: str) -> str:
+        """The digest of the good token in the header, by any scheme; empty where there is none."""
+        return hashlib.sha256(_token(header).encode()).hexdigest() if self.good(header) else ""
+
 # %% ../../nbs/serve/534_guard.ipynb #fd8f2958
 ASK = 'Bearer realm="prodml", Basic realm="prodml"'  # the second is what a browser asks by
 

@@ -40,6 +40,7 @@ FAILURES: Mapping[str, tuple[int, str]] = {
     "bad_outcome": (422, "An outcome has no good id, label or time."),
     "rows_refused": (422, "Rows break the contract; none was scored, and each problem is told."),
     "internal": (500, "The service failed; its log says why, the answer does not."),
+    "too_often": (429, "The client asks more often than it may; wait for Retry-After seconds."),
     "no_log": (409, "No predictions are logged, so outcomes have nothing to join."),
     "not_available": (501, "This release cannot do that."),
     "overloaded": (

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Paths', 'SENT', 'JSON', 'READ', 'ROWS', 'OPEN', 'ALSO', 'HERE', 'operation', 'text_of', 'feedback', 'own_paths',
-           'v2_paths', 'v1_paths', 'frame_paths', 'openapi', 'openapi_routes']
+           'v2_paths', 'v1_paths', 'frame_paths', 'refused', 'openapi', 'openapi_routes']
 
 # %% ../../nbs/serve/546_openapi.ipynb #76ddb33d
 import csv
@@ -153,6 +153,12 @@ def frame_paths(contract: Contract) -> Paths:
     }
 
 # %% ../../nbs/serve/546_openapi.ipynb #3f41f1dd
+def refused(path: str, code: str) -> dict[str, Any]:
+    """The response that tells of `code`, in the form of the protocol that `path` belongs to."""
+    protocol = "ProtocolError" if path.startswith(("/v1/", "/v2")) else "Error"
+    return failures([code], "FrameError" if path == "/invocations" else protocol)
+
+
 def openapi(
     scorer: Scorer, serve: Serve, paths: Collection[tuple[str, str]], secured: bool = False
 ) -> dict[str, Any]:
@@ -172,7 +178,12 @@ def openapi(
         for path, item in described.items():
             for one in item.values():
                 one["security"] = [] if path in OPEN else [{"bearer": []}]
-                one["responses"] |= {} if path in OPEN else failures(["unauthorized"], "Error")
+                one["responses"] |= {} if path in OPEN else refused(path, "unauthorized")
+    if serve.rate:
+        for path, item in described.items():
+            for one in item.values():
+                limited = path not in (*OPEN, "/metrics")
+                one["responses"] |= refused(path, "too_often") if limited else {}
     what = f"{contract.target}{': ' if contract.classes else ''}{' or '.join(contract.classes)}"
     said = f"Predicts {what}, from {len(contract.features)} columns. Release {scorer.release}."
     info = {"title": contract.name, "version": scorer.release, "description": said}
