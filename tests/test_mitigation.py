@@ -162,7 +162,7 @@ SETTINGS = "[data]\nsource = a.csv\ntarget = y\nsensitive = sex\n"
 
 def test_a_population_is_read_and_must_be_shares():
     told = parse_settings(SETTINGS + "[population.sex]\nF = 0.51\nM = 0.49\n")
-    assert told.population == {"sex": {"f": 0.51, "m": 0.49}}
+    assert told.population == {"sex": {"F": 0.51, "M": 0.49}}
     for text, why in (("F = half", "not a share"), ("F = 0.9\nM = 0.9", "must sum to 1")):
         with pytest.raises(Mistake, match=why):
             parse_settings(f"{SETTINGS}[population.sex]\n{text}\n")

@@ -34,9 +34,7 @@ def data_findings(e: Evidence) -> list[Finding]:
     for column, shares in e.settings.population.items():
         if column not in groups:
             raise Mistake(f"[population.{column}]: {column!r} is not among [data] sensitive")
-        names = {str(group).lower(): str(group) for group in groups[column].unique()}
-        known = {names.get(group, group): share for group, share in shares.items()}
-        found += representation(column, groups[column].to_numpy(), known, confidence)
+        found += representation(column, groups[column].to_numpy(), shares, confidence)
     time = e.settings.data.time
     if time and len(groups.columns):
         windows = cut(rows[time], len(rows), parts=PARTS).to_numpy()
