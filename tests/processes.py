@@ -69,6 +69,27 @@ def server(command, port, log, env=None, cwd=None, timeout=120):
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def plain_server(folder, log):
+    """A plain server of the release in `folder`, whose evidence is not asked for: its base URL."""
+    port = free_port()
+    code = (
+        "import uvicorn; from prodml.serve.app import App;"
+        "from prodml.serve.scorer import load_scorer;"
+        f"uvicorn.run(App(load_scorer({str(folder)!r})), port={port}, log_level='warning')"
+    )
+    return server([sys.executable, "-c", code], port, log)
+
+
+def environment(place, packages):
+    """The Python of the virtual environment at `place` with `packages`, made unless it is there."""
+    python = Path(place) / "bin" / "python"
+    if not (Path(place) / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+        (Path(place) / "ready").touch()
+    return python
+
+
 def post(url, body):
     """(status, answer) of a JSON request."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()

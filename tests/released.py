@@ -24,6 +24,16 @@ from prodml.verdict import GateResult, judge
 PASSED = GateResult("correctness", (judge("roc_auc", 0.8, 0.78, 0.82, 0.7, "min", 4000),))
 FAILED = GateResult("correctness", (judge("roc_auc", 0.6, 0.58, 0.62, 0.7, "min", 4000),))
 
+# The project of a release as the command line reads it.
+INI = """[project]
+name = credit demo
+[data]
+source = demo
+target = default
+[limits]
+required = correctness
+"""
+
 
 @dataclass
 class Released:

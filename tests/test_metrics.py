@@ -21,29 +21,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from services import program
+from small import even_chances, small_contract
 
-from prodml.contract import Column, Contract, check_rows
+from prodml.contract import check_rows
 from prodml.gates.reference import reference_profile
 from prodml.serve import tally as tally_page
 from prodml.serve.families import folded
 from prodml.serve.metrics import STAGES, Metrics, Observers, metrics_route
-from prodml.serve.scorer import Scorer, score
+from prodml.serve.scorer import score
 from prodml.serve.tally import Tally, add, merge_dead, pack, shared_folder, unpack
 from prodml.serve.wire import Request
 from prodml.settings import Serve
 
 ODD = 'a "quoted" name\nwith \\ and ünïcode'
-CONTRACT = Contract(
-    "credit",
-    "binary",
-    "default",
-    ("no", "yes"),
-    (
-        Column("age", "integer", "feature", minimum=18, maximum=90, fill=40.0),
-        Column(ODD, "category", "feature", levels=("clerk", "farmer"), fill="clerk"),
-    ),
-)
-SCORER = Scorer("release-1", CONTRACT, {}, lambda c: np.full((len(c["age"]), 2), 0.5))
+CONTRACT = small_contract(ODD)
+SCORER = even_chances(CONTRACT)
 
 
 def watching(scorer, serve):

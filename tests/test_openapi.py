@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from processes import free_port, server
+from processes import plain_server
 from released import released
 
 from prodml.contract import CODES, Column, Contract, check_rows
@@ -253,14 +253,7 @@ def test_the_page_travels_with_the_service(tmp_path):
 def url(tmp_path_factory):
     """A running server of the demo."""
     small = released(tmp_path_factory.mktemp("running"), kind="linear")
-    port = free_port()
-    code = (
-        "import uvicorn; from prodml.serve.app import App;"
-        "from prodml.serve.scorer import load_scorer;"
-        f"uvicorn.run(App(load_scorer({str(small.folder)!r})), port={port}, log_level='warning')"
-    )
-    log = tmp_path_factory.mktemp("log") / "log"
-    with server([sys.executable, "-c", code], port, log) as found:
+    with plain_server(small.folder, tmp_path_factory.mktemp("log") / "log") as found:
         yield found
 
 

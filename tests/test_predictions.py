@@ -21,6 +21,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import even_chances, small_contract
 
 from prodml.contract import Column, Contract, check_rows
 from prodml.serve import predictions
@@ -30,17 +31,8 @@ from prodml.serve.predictions import PredictionLog, Recorder, is_logged
 from prodml.serve.scorer import Answered, Scorer, score
 from prodml.serve.segments import Segment, Segments, encode, salvage, whole_messages
 
-CONTRACT = Contract(
-    "credit",
-    "binary",
-    "default",
-    ("no", "yes"),
-    (
-        Column("age", "integer", "feature", minimum=18, maximum=90, fill=40.0),
-        Column("job", "category", "feature", levels=("clerk", "farmer"), fill="clerk"),
-    ),
-)
-SCORER = Scorer("release-1", CONTRACT, {}, lambda c: np.full((len(c["age"]), 2), 0.5))
+CONTRACT = small_contract()
+SCORER = even_chances(CONTRACT)
 
 
 def answered(ids, scorer=SCORER):

@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import struct
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from processes import free_port, server
+from processes import plain_server
 from released import released, told
 
 from prodml.contract import Column, Contract
@@ -575,15 +574,8 @@ def test_any_csv_gets_an_answer(app, body):
 def triton(small, tmp_path_factory):
     """Triton's client of a running server, and what it needs for a request."""
     http = pytest.importorskip("tritonclient.http")
-    port = free_port()
-    code = (
-        "import uvicorn; from prodml.serve.app import App;"
-        "from prodml.serve.scorer import load_scorer;"
-        f"uvicorn.run(App(load_scorer({str(small.folder)!r})), port={port}, log_level='warning')"
-    )
-    log = tmp_path_factory.mktemp("log") / "log"
-    with server([sys.executable, "-c", code], port, log):
-        client = http.InferenceServerClient(f"127.0.0.1:{port}")
+    with plain_server(small.folder, tmp_path_factory.mktemp("log") / "log") as url:
+        client = http.InferenceServerClient(url.removeprefix("http://"))
 
         def inputs(rows, binary=True):
             made = []

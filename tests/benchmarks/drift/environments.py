@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import processes
+
 PEERS = {
     "evidently": ["evidently==0.7.23", "pandas==2.3.3", "numpy<2.4"],
     "nannyml": ["nannyml==0.13.1", "statsmodels", "setuptools<81"],
@@ -24,14 +27,7 @@ PEERS = {
 
 def environment(peer: str, folder: Path) -> Path:
     """The Python of the environment of `peer` in `folder`, made unless it is there."""
-    place = folder / peer
-    python = place / "bin" / "python"
-    if (place / "ready").exists():
-        return python
-    subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
-    subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[peer]], check=True)
-    (place / "ready").touch()
-    return python
+    return processes.environment(folder / peer, PEERS[peer])
 
 
 if __name__ == "__main__":
