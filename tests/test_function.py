@@ -22,30 +22,22 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from processes import free_port, prodml, server
-from released import FAILED, released, sealed, told
+from released import FAILED, INI, released, sealed, told
 from services import absent
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from prodml.release.attestation import Refused
+from prodml.serve.answers import read_predictions
 from prodml.serve.app import close_app, create_app
 from prodml.serve.build import checks
 from prodml.serve.function import lambda_handler, render_function, service_app
+from prodml.settings import Serve
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     return released(tmp_path_factory.mktemp("small"))
-
-
-INI = """[project]
-name = credit demo
-[data]
-source = demo
-target = default
-[limits]
-required = correctness
-"""
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +189,23 @@ def test_what_is_no_request_is_an_error_of_the_caller(app):
     for broken in ({"headers": {"host": "a:b:c"}}, {"body": "!!!", "isBase64Encoded": True}):
         status, answer = read(handler(url_event("POST", "/predict") | broken, None))
         assert (status, answer["error"]["code"]) in ((400, "bad_event"), (400, "not_json"))
+
+
+@pytest.mark.parametrize("event", SENDERS)
+def test_what_was_answered_is_written_before_the_process_is_frozen(small, tmp_path, event):
+    """The recorder's thread never wakes here, as in a function that is not asked again."""
+    serve = Serve(log=str(tmp_path / "log"), log_flush=3600)
+    app = create_app(small.folder, **checks(small.settings), serve=serve)
+    app.own.recorder.pause = 3600.0
+    handler = lambda_handler(app)
+    for number, rows in enumerate((small.rows[:3], small.rows[3:4]), 1):
+        assert read(handler(event("POST", "/predict", rows), None))[0] == 200
+        assert len(list((tmp_path / "log").glob("predictions*"))) == number
+    kept = read_predictions(tmp_path / "log")
+    assert len(kept) == 4 and not list((tmp_path / "log").glob("*.part"))
+    assert np.abs(kept["prediction:yes"] - small.answers[:4, 1]).max() < 1e-6
+    assert read(handler(event("POST", "/predict", "{"), None))[0] == 400
+    assert app.own.metrics.refusals == {"not_json": 1} and not app.own.recorder.waiting.queue
 
 
 # Lambda's own runtime client ----------------------------------------------------------------------

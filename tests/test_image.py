@@ -17,7 +17,7 @@ import containers
 import numpy as np
 import pytest
 from processes import prodml
-from released import FAILED, released, sealed, told
+from released import FAILED, INI, released, sealed, told
 
 from prodml.serve import image
 from prodml.serve.build import render_service
@@ -33,15 +33,6 @@ from prodml.serve.image import (
     server_packages,
 )
 from prodml.settings import Mistake, Serve
-
-INI = """[project]
-name = credit demo
-[data]
-source = demo
-target = default
-[limits]
-required = correctness
-"""
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +84,7 @@ def test_the_lines_hold_the_release_the_base_and_no_root(small, service):
     assert f'image.version="{small.folder.name}"' in text and f"FROM {default_base()}\n" in text
     assert re.search(rf'image\.revision="sha256:{small.folder.name}[0-9a-f]{{52}}"', text)
     assert "HEALTHCHECK" in text and "STOPSIGNAL SIGTERM" in text and "$" not in text
+    assert "useradd -o -u 1034 " in text  # the number that the page tells users of Kubernetes
     assert json.loads((service / "service.json").read_text())["serve"]["workers"] == 1
     for name in ("requirements.lock", "image.dockerfile", "sbom.cdx.json"):
         assert not re.search(r"://[^/\s]*@|PRIVATE KEY|index-url", (service / name).read_text())

@@ -58,6 +58,8 @@ def lambda_handler(app: App, base_path: str = "/") -> Handler:
             error = {"code": "bad_event", "message": "the request cannot be read"}
             headers = {"content-type": "application/json"}
             return {"statusCode": 400, "headers": headers, "body": json.dumps({"error": error})}
+        finally:
+            app.own.recorder.settle()  # no thread runs until the next event, if there is one
 
     return handler
 
