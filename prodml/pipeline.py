@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .explain.making import save_explanation
 from .files import template_path
 from .gates.candidate import Progress, make_candidate, silent
 from .release.attestation import judge_gates
@@ -33,7 +34,7 @@ def train(settings: Settings, run_id: str = "", progress: Progress = silent) -> 
     """The folder of a new candidate, named `run_id`. Raises `Mistake` as `make_candidate` does."""
     final = settings.folder / "candidates" / (run_id or new_run_id())
     lock = pinned(["prodml", "pandas", "scikit-learn", "skops", "xgboost"])
-    return make_candidate(final, settings, progress, lock)
+    return make_candidate(final, settings, progress, lock, save_explanation)
 
 # %% ../nbs/950_pipeline.ipynb #54645903
 NOTES = {"demo": "SYNTHETIC data: a made-up stream of credit applications, no real person in it."}

@@ -12,6 +12,7 @@ import numpy as np
 from prodml.artifact import save_model
 from prodml.contract import Contract
 from prodml.data import read
+from prodml.explain.making import save_explanation
 from prodml.frame import check_frame, learn_contract, make_table
 from prodml.gates.reference import reference_profile
 from prodml.model import predict
@@ -78,6 +79,8 @@ def released(root, target="default", kind="xgboost", profiled=False, **more):
     candidate.mkdir(parents=True)
     card = save_model(candidate, best, contract, make_table(contract, parts.test).features)
     assert card["format"] == "onnx", card["why_not_onnx"]
+    features = train.features, validation.features
+    save_explanation(candidate, best.estimator, contract, *features)
     (candidate / "contract.json").write_text(contract.to_json())
     (candidate / "data.json").write_text('{"digest": "00"}')
     if profiled:

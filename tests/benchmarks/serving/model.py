@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from released import PASSED, plain
 
 from prodml.artifact import load_model
+from prodml.explain.making import save_explanation
 from prodml.frame import make_table
 from prodml.gates.candidate import make_candidate
 from prodml.gates.evidence import load_evidence
@@ -75,7 +76,8 @@ def make(folder: Path) -> None:
     ini = folder / "settings.ini"
     ini.write_text(SETTINGS.format(source=source, target=target, more=more))
     settings = parse_settings(ini.read_text(), ini)
-    candidate = make_candidate(settings.folder / "candidates" / "one", settings)
+    place = settings.folder / "candidates" / "one"
+    candidate = make_candidate(place, settings, explain=save_explanation)
     evidence = load_evidence(candidate)
     assert evidence.model.info["format"] == "onnx", evidence.model.info["why_not_onnx"]
     release = seal(candidate, [], [PASSED], settings, "run-1")
