@@ -23,14 +23,15 @@ import msgspec
 from ..contract import Checked
 from . import wire
 from .arrow import MEDIA, decode_arrow, encode_arrow
+from .asked import Served
 from .challenger import Pair, Trial, load_pair, pair_answer
 from .decoder import Decoder, Unreadable
-from .features import Features
+from .features import Features, complete_body
 from .guard import Door, Guard, Together, stop_gently
 from .metrics import Observers, watching_routes
 from .openapi import OPEN, openapi_routes
 from .pointer import Checks, Follower, Pointer, read_pointer
-from .protocols import Served, error_in_form, protocol_routes
+from .protocols import error_in_form, protocol_routes
 from .rate import admission
 from .scorer import Answered, RowsRefused, Scorer, metadata
 from .wire import Message, Receive, Reply, Request, Route, Send, Unanswerable
@@ -103,7 +104,7 @@ def pair_routes(app: App, pair: Pair) -> dict[tuple[str, str], Route]:
     door = partial(pair_answer, app.trial, pair)
     alone = partial(pair_answer, app.trial, replace(pair, share=0.0))
     most, ready = app.serve.max_rows, partial(is_ready, app)
-    served = Served(pair.front, door, most, ready=ready, alone=alone)
+    served = Served(pair.front, door, most, ready, alone, app.features)
     found = {
         ("POST", "/predict"): predict_route(app, pair, door),
         **watching_routes(app.own, pair.front.contract),
@@ -150,24 +151,23 @@ def predict_route(app: App, pair: Pair, door: Door) -> Route:
             timer("encode", perf_counter() - scored)
         return reply
 
-    async def complete(request: Request) -> Reply:
-        assert features is not None
-        checked, ids = await features.decode(decoder, request.body, most)
+    async def complete(request: Request, known: Features, bulk: bool) -> Reply:
+        rows = await complete_body(known, decoder, request.body, bulk)
         began = perf_counter()
-        return told(request, door(checked, ids), began)
+        return told(request, door(*rows), began)
 
     async def gather(request: Request, checked: Checked, name: str, began: float) -> Reply:
         return told(request, await together.answer(checked, name), began)
 
     def predict(request: Request) -> Any:
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media != MEDIA and media not in JSON and not media.endswith("+json"):
+            raise wire.refusal("wrong_media", accept=f"application/json, {MEDIA}")
+        if features is not None:
+            return complete(request, features, media == MEDIA)
         if media == MEDIA:
             rows = decode_arrow(decoder.contract, request.body, app.serve.max_bulk_rows)
             return told(request, door(*rows), perf_counter())
-        if media not in JSON and not media.endswith("+json"):
-            raise wire.refusal("wrong_media", accept=f"application/json, {MEDIA}")
-        if features is not None:
-            return complete(request)
         began = perf_counter()
         checked, ids = decoder.decode(request.body, most)
         read = perf_counter()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'LONGEST', 'STRIKES', 'REST', 'ACTIONS', 'entity_id', 'plain_value', 'seconds_since_1970', 'write_features',
-           'Asker', 'needed_ids', 'complete_row', 'Joined', 'store_url', 'Features']
+           'Asker', 'needed_ids', 'complete_row', 'Joined', 'store_url', 'Features', 'fill_columns', 'complete_arrow',
+           'complete_body']
 
 # %% ../../nbs/serve/542_features.ipynb #e5290ed3
 import asyncio
@@ -12,7 +13,7 @@ import datetime as dt
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,10 @@ from typing import Any
 import msgspec
 
 from ..contract import Checked, Contract, Problem
-from .decoder import Decoded, Decoder, read_rows
+from .arrow import arrow_columns, check_columns
+from .decoder import Decoded, Decoder, Unreadable, read_rows
 from .stores import FeatureStore, StoredRow, open_store
+from .stream import Piece
 from .wire import Unanswerable
 from ..settings import Mistake, Serve
 
@@ -259,3 +262,43 @@ class Features:
     def close(self) -> None:
         """Nothing; the store is closed."""
         self.asker.close()
+
+# %% ../../nbs/serve/542_features.ipynb #0178a3e3
+async def fill_columns(
+    features: Features, names: Collection[str], entities: Sequence[Any]
+) -> tuple[dict[str, list[Any]], Joined]:
+    """The features that are not among the columns `names`, for rows of these `entities`."""
+    lacking = [name for name in features.usual if name not in names]
+    said = dict.fromkeys(names) if lacking else {}
+    rows = [{**said, features.entity: entity} for entity in entities]
+    if not lacking or not rows:  # only whether the ids can be ids
+        return {}, Joined(rows, needed_ids(rows, features.entity, ())[1])
+    joined = await features.join(rows)
+    return {name: [row.get(name) for row in joined.rows] for name in lacking}, joined
+
+
+async def complete_arrow(features: Features, contract: Contract, body: bytes) -> Decoded:
+    """What the Arrow stream `body` holds, completed and checked. Raises `Unreadable`."""
+    serve, wanted = features.serve, {*features.usual, contract.id_column, features.entity}
+    rows, found = arrow_columns(body, serve.max_bulk_rows, wanted)
+    if (
+        rows > serve.max_rows
+        and features.entity in found
+        and not features.usual.keys() <= found.keys()
+    ):
+        message = f"{rows} rows; features are fetched for at most {serve.max_rows} at a time"
+        raise Unreadable(413, "too_many_rows", message)
+    entities = [value for piece in found.get(features.entity, []) for value in piece.plain()]
+    more, joined = await fill_columns(features, found.keys(), entities)
+    found |= {name: [Piece(values, None)] for name, values in more.items()}
+    if features.foreign:
+        found.pop(features.entity, None)
+    checked, ids = check_columns(contract, rows, found)
+    return Decoded(joined.tell(checked), ids)
+
+
+async def complete_body(features: Features, decoder: Decoder, body: bytes, bulk: bool) -> Decoded:
+    """What `body` holds, in an Arrow stream if `bulk`, completed and checked."""
+    if bulk:
+        return await complete_arrow(features, decoder.contract, body)
+    return await features.decode(decoder, body, features.serve.max_rows)

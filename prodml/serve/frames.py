@@ -169,8 +169,11 @@ def csv_value(text: str, numeric: bool) -> Any:
     return float(text) if NUMBER.fullmatch(text) else WORDS.get(text.lower(), text)
 
 
-def csv_rows(contract: Contract, body: bytes) -> list[Any]:
-    """The rows in CSV with a line of names. Raises `Mistake` where it is not strictly CSV."""
+def csv_rows(contract: Contract, body: bytes, also: str = "") -> list[Any]:
+    """The rows in CSV with a line of names. Raises `Mistake` where it is not strictly CSV.
+
+    `also` is a column that a row may have besides those of the contract: that of its entity.
+    """
     try:
         reader = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
         lines: list[Any] = list(reader)
@@ -180,7 +183,7 @@ def csv_rows(contract: Contract, body: bytes) -> list[Any]:
         lines.pop()
     numeric = {column.name: column.type in NUMERIC for column in contract.columns}
     names = lines.pop(0) if lines else []
-    if not numeric.keys() & set(names):
+    if not ((numeric.keys() | {also}) - {""}) & set(names):
         raise Mistake("the first line of the CSV names no column of this model")
     rows = _named(names, lines, "data line")
     return [{k: csv_value(text, numeric.get(k, False)) for k, text in row.items()} for row in rows]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Paths', 'SENT', 'JSON', 'READ', 'ROWS', 'OPEN', 'ALSO', 'HERE', 'operation', 'text_of', 'feedback', 'own_paths',
-           'v2_paths', 'v1_paths', 'frame_paths', 'refused', 'openapi', 'openapi_routes']
+           'v2_paths', 'v1_paths', 'frame_paths', 'refused', 'also_refused', 'openapi', 'openapi_routes']
 
 # %% ../../nbs/serve/546_openapi.ipynb #76ddb33d
 import csv
@@ -159,6 +159,15 @@ def refused(path: str, code: str) -> dict[str, Any]:
     return failures([code], "FrameError" if path == "/invocations" else protocol)
 
 
+def also_refused(one: dict[str, Any], path: str, code: str) -> None:
+    """Nothing; the operation `one` of `path` tells of `code` as well."""
+    for status, told in refused(path, code).items():
+        held = one["responses"].get(status, {"description": ""})["description"]
+        if f"`{code}`" not in held:
+            said = f"{held} {told['description']}".strip()
+            one["responses"][status] = {**told, "description": said}
+
+# %% ../../nbs/serve/546_openapi.ipynb #854ef3bc
 def openapi(
     scorer: Scorer, serve: Serve, paths: Collection[tuple[str, str]], secured: bool = False
 ) -> dict[str, Any]:
@@ -178,12 +187,13 @@ def openapi(
         for path, item in described.items():
             for one in item.values():
                 one["security"] = [] if path in OPEN else [{"bearer": []}]
-                one["responses"] |= {} if path in OPEN else refused(path, "unauthorized")
-    if serve.rate:
-        for path, item in described.items():
-            for one in item.values():
-                limited = path not in (*OPEN, "/metrics")
-                one["responses"] |= refused(path, "too_often") if limited else {}
+                if path not in OPEN:
+                    also_refused(one, path, "unauthorized")
+    for path, one in [(path, one) for path, item in described.items() for one in item.values()]:
+        if serve.rate and path not in (*OPEN, "/metrics"):
+            also_refused(one, path, "too_often")
+        if serve.features and "requestBody" in one and path != "/feedback":
+            also_refused(one, path, "store_unavailable")
     what = f"{contract.target}{': ' if contract.classes else ''}{' or '.join(contract.classes)}"
     said = f"Predicts {what}, from {len(contract.features)} columns. Release {scorer.release}."
     info = {"title": contract.name, "version": scorer.release, "description": said}
