@@ -30,6 +30,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'prodml.candidates.tail_rows': ('candidates.html#tail_rows', 'prodml/candidates.py'),
                                    'prodml.candidates.xgboost_recipe': ('candidates.html#xgboost_recipe', 'prodml/candidates.py')},
             'prodml.cli': {'prodml.cli.main': ('cli.html#main', 'prodml/cli.py')},
+            'prodml.commands.change': {'prodml.commands.change.compare': ('commands/change.html#compare', 'prodml/commands/change.py')},
             'prodml.commands.make': { 'prodml.commands.make._names': ('commands/make.html#_names', 'prodml/commands/make.py'),
                                       'prodml.commands.make.new': ('commands/make.html#new', 'prodml/commands/make.py'),
                                       'prodml.commands.make.run': ('commands/make.html#run', 'prodml/commands/make.py'),
@@ -1614,4 +1615,11 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'prodml.verdict.proportion_interval': ('verdict.html#proportion_interval', 'prodml/verdict.py'),
                                 'prodml.verdict.read_result': ('verdict.html#read_result', 'prodml/verdict.py'),
                                 'prodml.verdict.rows_needed': ('verdict.html#rows_needed', 'prodml/verdict.py'),
-                                'prodml.verdict.worst': ('verdict.html#worst', 'prodml/verdict.py')}}}
+                                'prodml.verdict.worst': ('verdict.html#worst', 'prodml/verdict.py')},
+            'prodml.watch.contest': { 'prodml.watch.contest.compare_releases': ( 'watch/contest.html#compare_releases',
+                                                                                 'prodml/watch/contest.py'),
+                                      'prodml.watch.contest.log_folder': ('watch/contest.html#log_folder', 'prodml/watch/contest.py')},
+            'prodml.watch.shadow': { 'prodml.watch.shadow.answered_by': ('watch/shadow.html#answered_by', 'prodml/watch/shadow.py'),
+                                     'prodml.watch.shadow.check_new_ids': ('watch/shadow.html#check_new_ids', 'prodml/watch/shadow.py'),
+                                     'prodml.watch.shadow.compare_log': ('watch/shadow.html#compare_log', 'prodml/watch/shadow.py'),
+                                     'prodml.watch.shadow.log_rivals': ('watch/shadow.html#log_rivals', 'prodml/watch/shadow.py')}}}
