@@ -26,7 +26,7 @@ REPEATS = 1000
 
 
 def equals(generator, rows, apart):
-    """Two models of equal worth that see the truth through noise, a share `apart` of it their own."""
+    """Two models of equal worth that see the truth through noise, of which a share is their own."""
     signal = generator.normal(size=rows)
     truth = (generator.random(rows) < 1 / (1 + np.exp(1 - 1.5 * signal))).astype(int)
     shared = generator.normal(size=rows)
@@ -131,7 +131,7 @@ def test_classes_beyond_two_and_numbers_are_compared_too():
     assert {f.measure for f in seen.of("fail")} == {"gain_in_mae", "churn"}
     live = replace(numbers, days=tuple(np.split(np.arange(900), 9)))
     assert judge_live(live, Compare()).verdict == "pass"
-    with pytest.raises(Mistake, match="for a regression task, one of auto, rmse"):
+    with pytest.raises(Mistake, match=r"for a regression task, one of auto, rmse"):
         measure_of("regression", "roc_auc")
 
 
@@ -186,9 +186,9 @@ def two(tmp_path_factory):
 def test_rows_that_one_has_learned_from_are_refused(two):
     _, stale, fresh = map(str, two)
     old, new = load_evidence(stale), load_evidence(fresh)
-    with pytest.raises(Mistake, match="the challenger .* has learned from .* rows after 2025"):
+    with pytest.raises(Mistake, match=r"the challenger .* has learned from .* rows after 2025"):
         make_rivals(old, new, new.parts.train)
-    with pytest.raises(Mistake, match="the champion .* has learned from"):
+    with pytest.raises(Mistake, match=r"the champion .* has learned from"):
         compare(old, new, source="demo", since="2024-03-01")
     assert compare(old, new).result.verdict == "pass"
     assert compare(new, old).result.verdict == "fail"  # whichever is proposed

@@ -30,7 +30,11 @@ class Trouble:
 TROUBLES = (
     Trouble("Scale", "Does it answer the same on one core and on many?", ("scale",)),
     Trouble("Data drift", "Do the rows still look like those it learned from?", ("drift",)),
-    Trouble("Model drift", "Is it still as good, now that the labels are in?", ("performance",)),
+    Trouble(
+        "Model drift",
+        "Is it still as good, now that the labels are in?",
+        ("performance", "comparison"),
+    ),
     Trouble("Fairness", "Who pays for its mistakes?", ("fairness",)),
     Trouble("Stability", "Would another seed or a little noise change its mind?", ("stability",)),
     Trouble("Correctness", "Is it right often enough, and the same when served?", ("correctness",)),
