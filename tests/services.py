@@ -62,3 +62,29 @@ def redis_server(port, folder):
     """A running Redis at `port`, its process as a context manager; nothing of it is kept."""
     command = [program("redis-server"), "--bind", "127.0.0.1", "--port", port, "--save", ""]
     return running([*command, "--dir", folder], port, folder / "redis.log")
+
+
+@contextlib.contextmanager
+def postgres_server(port, folder):
+    """A running PostgreSQL at `port` that trusts whoever comes from this machine.
+
+    `folder` must not lie in one that only root may enter, as pytest's own do.
+    """
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"))  # Debian's are on no path
+    bins = [p for p in installed if (p / "initdb").exists()]
+    if not bins and not shutil.which("initdb"):
+        absent("no PostgreSQL here: apt-get install postgresql")
+    place = bins[-1] if bins else Path(shutil.which("initdb")).resolve().parent
+    first = []
+    if os.getuid() == 0:  # it will not run as root
+        first = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        shutil.chown(folder, "postgres", "postgres")
+    data = folder / "data"
+    made = [*first, place / "initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync"]
+    subprocess.run(made, check=True, capture_output=True, cwd="/")
+    options = ["-p", port, "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+    command = [*first, place / "postgres", "-D", data, *options]
+    with running(command, port, folder / "postgres.log") as process:
+        yield process
+        process.send_signal(signal.SIGINT)  # it waits for no client then
+        process.wait(10)

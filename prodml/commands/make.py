@@ -71,10 +71,12 @@ def run(project: ProjectOption = Path("."), as_json: JsonOption = False) -> None
         "reasons": outcome.reasons,
     }
     facts |= {"run_id": outcome.run_id, "release": outcome.release, "reports": outcome.index}
+    facts["unregistered"] = outcome.unregistered
     ships = EXIT_CODES[outcome.verdict] == 0
     lines = [f"{ICONS[verdict]} {name}: {verdict}" for name, verdict in gates.items()]
     lines += [f"    {why}" for why in outcome.reasons]
     lines += [f"Release  {outcome.release}", f"Reports  {outcome.index}"]
+    lines += [f"Not in the registry: {outcome.unregistered}"] if outcome.unregistered else []
     option = "" if project == Path(".") else f" -p {project}"
     refused = "This release will not be built or served. Mend the model, the data or the limits."
     lines.append(f"Next: prodml build{option} && prodml serve{option}" if ships else refused)

@@ -27,7 +27,7 @@ from prodml.release.journal import (
     words,
     write_journal,
 )
-from .shelf import content_digest, shelf_of
+from .shelf import content_digest, is_alias, shelf_of
 from .store import check_release, find_release, listed
 from ..settings import Mistake, Settings
 
@@ -94,14 +94,16 @@ def outrun(engine: sa.Engine, project: str, alias: str, wished: str) -> Outrun:
     """The error that tells who moved `alias`, when, and to what."""
     there = ledger.held(engine, project, alias)
     if not there.entry:
-        return Outrun(f"{alias} holds no release, and {wished} was expected there.")
+        return Outrun(f"{alias} holds no release, and {wished!r} was expected there.")
     last = read_entry(engine, there.entry)
     who = f"{last.author} made it {last.after} at {last.at:%Y-%m-%d %H:%M:%S}Z ({last.reason})"
-    return Outrun(f"{alias} was not moved: {who}. Look at that one, and promote again if it stands.")
+    return Outrun(
+        f"{alias} was not moved: {who}. Look at that one, and promote again if it stands."
+    )
 
 # %% ../../nbs/release/410_registry.ipynb #fe4ce728
 def move(engine: sa.Engine, project: str, seen: ledger.Held, entry: Mapping[str, Any]) -> Entry:
-    """The `entry` as written now, its alias moved with it. Raises `Outrun` if it held other than `seen`.
+    """The `entry` as written now, its alias moved with it. Raises `Outrun` if it held not `seen`.
 
     Either both are there afterwards or neither, also when the process is killed in between.
     """
@@ -112,22 +114,24 @@ def move(engine: sa.Engine, project: str, seen: ledger.Held, entry: Mapping[str,
             try:
                 made = connection.execute(ledger.journal.insert().values(row)).inserted_primary_key
                 number = int(made[0]) if made else 0
-                change: sa.Update | sa.Insert = table.insert().values(project=project, alias=alias)
-                if seen.entry:
+                to = {"release": after, "entry": number}
+                if not seen.entry:
+                    first = table.insert().values(project=project, alias=alias, **to)
+                    connection.execute(first)
+                else:
                     same = table.c.project == project, table.c.alias == alias
                     change = table.update().where(*same, table.c.entry == seen.entry)
-                moved = connection.execute(change.values(release=after, entry=number)).rowcount
+                    if connection.execute(change.values(to)).rowcount != 1:
+                        raise _Late
             except sa.exc.IntegrityError:
-                moved = 0  # another set it first, or took the same promotion back
-            if moved != 1:
-                raise _Late
+                raise _Late from None  # another set it first, or took the same promotion back
     except _Late:
         raise outrun(engine, project, alias, seen.release) from None
     return read_entry(engine, number)
 
 # %% ../../nbs/release/410_registry.ipynb #a3e1c152
 def ground(settings: Settings, folder: Path) -> dict[str, Any]:
-    """What a promotion of the release in `folder` rests on. Raises `Refused` if that does not stand."""
+    """What promoting the release in `folder` rests on. Raises `Refused` if that does not stand."""
     stands = check_release(settings, folder)
     return {
         "digest": content_digest(folder),
@@ -208,12 +212,12 @@ class Registry(History):
         return move(self.engine, self.project, seen, told)
 
     def rollback(self, *, alias: str = "champion", author: str, reason: str) -> Entry:
-        """The entry by which `alias` holds again what it held before the last standing promotion."""
+        """The entry by which `alias` holds what it held before the last promotion that stands."""
         return _taken_back(self, alias, words("author", author), words("reason", reason))
 
 # %% ../../nbs/release/410_registry.ipynb #c8d98347
 def _seen(registry: Registry, alias: str) -> ledger.Held:
-    if not ledger.is_alias(alias):
+    if not is_alias(alias):
         right = "small letters, digits and -, such as champion; not latest, and no digest"
         raise Mistake(f"{alias!r} is no name for an alias: {right}.")
     return ledger.held(registry.engine, registry.project, alias)

@@ -19,8 +19,7 @@ from typing import Any
 from ..files import publish, write_atomic
 from . import attestation
 from .attestation import FILE, Refused
-from .ledger import alias_release
-from .shelf import content_digest, fetch, releases_folder, shelf_of
+from .shelf import content_digest, fetch, is_alias, releases_folder, shelf_of
 from ..settings import Mistake, Settings
 from ..verdict import GateResult
 
@@ -88,11 +87,11 @@ class Listed:
     verdict: str  # pass, warn, refused
     why: str
 
-
+# %% ../../nbs/release/406_store.ipynb #d9fd15c8
 def find_release(settings: Settings, name: str = "latest") -> Path:
     """The folder of the release called `name`. Raises `Mistake` when there is none, or several."""
     store, shelf = releases_folder(settings), shelf_of(settings)
-    asked = alias_release(settings, name)  # an alias cannot be hidden by a folder of that name
+    asked = _by_alias(settings, name)  # an alias cannot be hidden by a folder of that name
     if not asked and (Path(name) / FILE).exists():
         return Path(name)
     if name == "latest":
@@ -110,6 +109,17 @@ def find_release(settings: Settings, name: str = "latest") -> Path:
         where = f"{shelf.url if shelf else store}. There: {', '.join(here) or 'none'}."
         raise Mistake(f"{what} called {begins!r} in {where}")
     return fetch(shelf, found[0], store) if shelf else store / found[0]
+
+
+def _by_alias(settings: Settings, name: str) -> str:
+    if not is_alias(name):
+        return ""
+    try:
+        from prodml.release.ledger import alias_release
+    except ModuleNotFoundError as error:
+        right = f"needs {error.name}. Run: pip install 'prodml[lab]', or give the release's name."
+        raise Mistake(f"looking up the alias {name} {right}") from None
+    return alias_release(settings, name)
 
 
 def check_release(settings: Settings, folder: Path) -> Any:
