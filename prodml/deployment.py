@@ -157,11 +157,14 @@ class Explain:
 class Card:
     """What only a person can say of a model, for its card."""
 
-    owner: str = ""
-    contact: str = ""
-    licence: str = ""
-    intended_use: str = ""
-    out_of_scope: str = ""
-    factors: str = ""  # the groups and circumstances that matter
-    ethics: str = ""
-    caveats: str = ""
+    owner: str = ""  # who answers for the model
+    contact: str = ""  # where questions and complaints go
+    licence: str = ""  # of the model, or: internal use only
+    intended_use: str = ""  # the decision it is for, and how much the decision rests on it
+    users: str = ""  # who works with it, and who else might
+    out_of_scope: str = ""  # what it must not be used for
+    factors: str = ""  # the groups and circumstances that matter, and why
+    origin: str = ""  # where the rows come from, who may use them, what the target stands for
+    ethics: str = ""  # who may be harmed, how, and what is done about it
+    caveats: str = ""  # what is not known of it, and what to do about it
+    more: str = ""  # papers, pages, how to cite it; may stay empty

@@ -13,12 +13,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .explain.blanks import card_result
+from .explain.card import read_subject
 from .explain.making import save_explanation
 from .files import template_path
 from .gates.candidate import Progress, make_candidate, silent
 from .release.attestation import judge_gates
 from .release.registry import open_registry
 from .release.store import seal
+from .report.card import card_texts, made_at, write_card
 from .report.index import write_index
 from .report.run import Run, run_reports
 from .serve.image import pinned
@@ -54,17 +57,22 @@ def examine(
     `later` holds further parameters by report: see `later_rows`.
     """
     names = list(gates) or list(settings.limits.required)
-    return run_reports(
-        [template_path(f"reports/{name}.ipynb") for name in names],
+    note = NOTES.get(settings.data.source, "")
+    runs = run_reports(
+        [template_path(f"reports/{name}.ipynb") for name in names if name != "card"],
         settings.reports,
         {"release": str(folder.resolve())},
         run_id,
         jobs=settings.project.jobs,
         timeout=settings.project.timeout,
         progress=progress,
-        note=NOTES.get(settings.data.source, ""),
+        note=note,
         own=later or {},
     )
+    if "card" not in names:
+        return runs
+    subject = read_subject(folder, map(result_of, runs), run_id, made_at(run_id))
+    return [*runs, write_card(subject, settings.reports / run_id, runs, note)]
 
 
 def result_of(run: Run) -> GateResult:
@@ -135,7 +143,9 @@ def run(settings: Settings, progress: Progress = silent) -> Outcome:
 
     Raises `Mistake` for what a person can put right; a gate that fails is an outcome, not an error.
     """
-    run_id = new_run_id()
+    run_id, asked = new_run_id(), "card" in settings.limits.required
+    if asked and (blanks := [finding.measure for finding in card_result(settings).of("fail")]):
+        progress(f"[card] is blank, and will fail: {', '.join(blanks)}", 0.0)
     candidate = train(settings, run_id, lambda text, share: progress(text, 0.45 * share))
     runs = examine(
         candidate, settings, run_id, (), lambda t, share: progress(t, 0.45 + 0.5 * share)
@@ -144,7 +154,10 @@ def run(settings: Settings, progress: Progress = silent) -> Outcome:
     gates = tuple(map(result_of, runs))
     pages = [path for one in runs for path in (one.notebook, one.html) if path.exists()]
     pages += [path.with_suffix(".json") for path in pages if path.suffix == ".html"]
-    release = seal(candidate, [path for path in pages if path.exists()], gates, settings, run_id)
+    subject = read_subject(candidate, gates, run_id, made_at(run_id))
+    texts = card_texts(subject, NOTES.get(settings.data.source, ""), "reports/") if asked else {}
+    pages = [path for path in pages if path.exists()]
+    release = seal(candidate, pages, gates, settings, run_id, texts)
     index = write_index(settings.reports, settings.project.name)
     required, waivers = settings.limits.required, settings.waivers
     verdict = judge_gates(gates, required, waivers, dt.datetime.now(dt.UTC).date())

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 
 from .data import read
+from .explain.blanks import asking
 from .files import template_path, write_atomic
 from .frame import task_of
 from .settings import Data, Mistake, Settings
@@ -90,6 +91,7 @@ def new_project(folder: str | Path, data: Data, task: str = "auto") -> Path:
     data = replace(data, source=_from(folder, data.source))
     name = folder.resolve().name
     values = {"name": name, "data": data_section(data), "task": f"task = {task}"}
+    values["card"] = asking()
     values.update(STARTING_LIMITS[task])
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(template_path("project").iterdir()):

@@ -9,7 +9,7 @@ __all__ = ['Rule', 'GOALS', 'SEVERITIES', 'TRIGGERS', 'WATCHED', 'impossible']
 import re
 import zoneinfo
 
-from .settings import CHOICES, MEASURES, Serve, Settings
+from .settings import CHOICES, GATES, Serve, Settings
 
 Rule = tuple[bool, str, str, str]  # it holds, section, key, what would be right
 
@@ -45,7 +45,7 @@ def _training(s: Settings) -> list[Rule]:
         (m.threshold == "auto" or _is_share(m.threshold), "model", "threshold", "auto, or 0 to 1"),
         (0.5 <= x.confidence < 1, "limits", "confidence", "from 0.5 to below 1, such as 0.95"),
         (x.intersections in (1, 2, 3), "limits", "intersections", "1, 2 or 3"),
-        (set(x.required) <= set(MEASURES), "limits", "required", f"of {', '.join(MEASURES)}"),
+        (set(x.required) <= set(GATES), "limits", "required", f"of {', '.join(GATES)}"),
         (s.release.max_age_days > 0, "release", "max_age_days", "more than 0 days"),
     ]
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEVERITY', 'MEDIA_TYPE', 'SCHEMA', 'ICONS', 'Verdict', 'worst', 'Finding', 'number', 'judge', 'rows_needed',
-           'proportion_interval', 'mean_interval', 'bootstrap_interval', 'GateFailed', 'GateResult', 'read_result',
-           'findings_table']
+           'proportion_interval', 'mean_interval', 'bootstrap_interval', 'GateFailed', 'Measured', 'GateResult',
+           'read_result', 'findings_table']
 
 # %% ../nbs/010_verdict.ipynb #50839e54
 import html
@@ -170,12 +170,25 @@ class GateFailed(Exception):
 
 # %% ../nbs/010_verdict.ipynb #947c8cf9
 @dataclass(frozen=True)
+class Measured:
+    """A number that was measured and held to no limit, such as the rate of one group."""
+
+    measure: str
+    slice: str
+    value: float | None
+    low: float | None
+    high: float | None
+    rows: int
+
+# %% ../nbs/010_verdict.ipynb #1e4e9f03
+@dataclass(frozen=True)
 class GateResult:
-    """The findings of one gate on one candidate."""
+    """The findings of one gate on one candidate, and what else it measured on the way."""
 
     gate: str
     findings: tuple[Finding, ...]
     run_id: str = ""
+    measured: tuple[Measured, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -195,7 +208,8 @@ class GateResult:
         """The result as plain JSON values."""
         rows = [asdict(replace(f, verdict=Verdict(f.verdict))) for f in self.findings]
         head = {"schema": SCHEMA, "gate": self.gate, "run_id": self.run_id}
-        return {**head, "verdict": self.verdict.value, "findings": rows}
+        told = {**head, "verdict": self.verdict.value, "findings": rows}
+        return {**told, "measured": [asdict(one) for one in self.measured]}
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         return {
@@ -208,7 +222,7 @@ class GateResult:
         lines = [f"{self.gate}: {self.verdict}"]
         return "\n".join(lines + [f"  {ICONS[f.verdict]} {f}" for f in self.findings])
 
-# %% ../nbs/010_verdict.ipynb #1e4e9f03
+# %% ../nbs/010_verdict.ipynb #33cae389
 def read_result(data: dict[str, Any]) -> GateResult:
     """The `GateResult` that `to_dict` wrote; the verdict is computed again, never believed.
 
@@ -220,7 +234,8 @@ def read_result(data: dict[str, Any]) -> GateResult:
         findings = tuple(
             Finding(**{**f, "verdict": Verdict(f["verdict"])}) for f in data["findings"]
         )
-        return GateResult(str(data["gate"]), findings, str(data.get("run_id", "")))
+        measured = tuple(Measured(**one) for one in data.get("measured", ()))
+        return GateResult(str(data["gate"]), findings, str(data.get("run_id", "")), measured)
     except (KeyError, TypeError) as error:
         raise ValueError(f"a {SCHEMA} document with a finding that is not one: {error}") from error
 

@@ -1,15 +1,17 @@
 """The main job, end to end, as a person does it: on the demo and on real tables."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from cards import filled
 from conftest import ROOT
 from processes import prodml
 
-GATES = {"correctness", "fairness", "stability", "drift"}
+GATES = {"correctness", "fairness", "stability", "drift", "card"}
 
 
 def facts(process):
@@ -49,7 +51,11 @@ def test_the_demo_ends_in_a_release_with_its_evidence(demo):
         p.name for p in release.iterdir()
     }
     assert {p.stem for p in (release / "reports").glob("*.html")} == GATES
-    assert (folder / "reports/index.html").exists()
+    assert {"card.md", "card.html"} <= {p.name for p in release.iterdir()}
+    card, index = (release / "card.md").read_text(), (folder / "reports/index.html").read_text()
+    assert "NOT SAID" not in card and f'href="{told["run_id"]}/card.html"' in index
+    for line in re.findall(r"\]\((\S+?)\)", card):
+        assert (release / line).exists(), "every link of the card leads to a file of the release"
 
 
 def test_the_demo_is_called_synthetic(demo):
@@ -63,7 +69,8 @@ def test_a_release_can_be_listed_shown_and_verified(demo):
     folder, told = demo
     listed = facts(prodml("release", "list", "-p", folder, "--json"))
     assert [r["name"] for r in listed["releases"]] == [Path(told["release"]).name]
-    assert "roc_auc" in prodml("release", "show", "-p", folder).stdout
+    shown = prodml("release", "show", "-p", folder).stdout
+    assert "roc_auc" in shown and "card.html" in shown.splitlines()[-1]
     assert prodml("release", "verify", "-p", folder).returncode == 0
 
 
@@ -74,8 +81,9 @@ def test_a_release_can_be_listed_shown_and_verified(demo):
         (lambda r: (r / "attestation.json").unlink(), "attestation"),
         (lambda r: (r / "extra.py").write_text("import os"), "extra.py"),
         (lambda r: (r / "contract.json").unlink(), "contract.json"),
+        (lambda r: (r / "card.md").write_text("# Fit for every use\n"), "card.md"),
     ],
-    ids=["edited model", "no attestation", "extra file", "file gone"],
+    ids=["edited model", "no attestation", "extra file", "file gone", "edited card"],
 )
 def test_a_release_that_was_touched_is_not_built(own, spoil, word):
     folder, _ = own
@@ -142,6 +150,9 @@ def test_a_real_table_goes_through(name, data, tmp_path):
     assert process.returncode in (0, 1, 3), process.stderr
     told = facts(process)
     assert set(told["gates"]) == GATES and "error" not in told["gates"].values(), told
+    blank = [why for why in told["reasons"] if why.startswith("card fail")]
+    assert len(blank) == 10 and all("settings.ini, line" in why for why in blank), blank
+    assert "[card] is blank" in process.stderr, "it is told before the work begins"
     if name == "bank":
         assert told["verdict"] == "fail" and told["reasons"], told
 
@@ -166,7 +177,7 @@ def test_a_real_table_with_limits_it_meets_is_released(data, tmp_path):
         f"{key} = {loose[key]}" if (key := line.split(" = ")[0]) in loose else line
         for line in lines
     ]
-    path.write_text("\n".join(lines))
+    path.write_text(filled("\n".join(lines)))
     process = prodml("run", "--json", cwd=tmp_path / "bank")
     assert process.returncode == 0, process.stdout + process.stderr
     assert prodml("release", "verify", cwd=tmp_path / "bank").returncode == 0

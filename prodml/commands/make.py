@@ -47,12 +47,15 @@ def new(
     as_json: JsonOption = False,
 ) -> None:
     """Make a project for a table of your own."""
+    from prodml.ini import place_of, read_settings
     from prodml.project import new_project
 
     lists = {"sensitive": _names(sensitive), "drop": _names(drop), "missing": _names(missing)}
     asked = Data(data, query, target, positive, time, id, **lists)  # type: ignore[arg-type]
     path = new_project(folder, asked, task)
     lines = [f"Made {path}: read it, the limits in it are yours to set."]
+    at = place_of(read_settings(path), "card").rpartition(" ")[2]
+    lines += [f"Fill in [card] (line {at}): without it a model is examined, and will not ship."]
     answer(as_json, {"settings": path}, [*lines, f"Next: cd {folder} && prodml run"])
 
 # %% ../../nbs/commands/972_make.ipynb #9c3a2f81

@@ -52,7 +52,9 @@ def release_show(
     told = open_envelope(folder, trusted_keys(settings))["predicate"]
     lines = [f"Release {folder.name} of {told['name']}, made {told['created']}"]
     lines += [str(read_result(gate)) for gate in told["gates"]]
-    answer(as_json, told, lines)
+    card = folder / "card.html" if (folder / "card.html").exists() else None
+    lines += [f"Card     {card}"] if card else []
+    answer(as_json, told | {"card": card}, lines)
 
 # %% ../../nbs/commands/976_releases.ipynb #095bcaf8
 @releases.command("verify")

@@ -30,8 +30,13 @@ from ..training import train_candidates
 
 # %% ../../nbs/gates/236_candidate.ipynb #00d5fe9a
 def describe_data(parts: Parts, kept: Path, tables: dict[str, Table], settings: Settings) -> str:
-    """What is known of the rows, as JSON: digest, place, split, rows, and what was left out."""
-    rows = {name: {"rows": len(t.target), "problems": t.counts} for name, t in tables.items()}
+    """What is known of the rows, as JSON: digest, place, split, rows, times, what was left out."""
+    rows: dict[str, dict[str, object]] = {
+        name: {"rows": len(t.target), "problems": t.counts} for name, t in tables.items()
+    }
+    for name in PARTS if settings.data.time else ():
+        times = getattr(parts, name)[settings.data.time]
+        rows[name] |= {"from": str(times.min()), "to": str(times.max())}
     where = {"digest": kept.name, "snapshot": str(kept.resolve()), "how": parts.how}
     root = str(settings.root.resolve()) if settings.model.factory else ""
     return json.dumps({**where, "parts": rows, "root": root}, indent=1) + "\n"

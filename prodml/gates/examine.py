@@ -31,7 +31,7 @@ from prodml.gates.edges import (
 from .estimate import Estimate, estimate
 from .evidence import Evidence
 from .fairness import fairness
-from .people import data_findings
+from .people import data_findings, rates_by_group
 from .performance import Answers, Seen, performance
 from .reference import current_profile
 from .retrained import Retrained
@@ -124,7 +124,8 @@ def _fairness(e: Evidence, run_id: str) -> GateResult:
         *(*rows, limits.fairness, limits.confidence, limits.minimum_rows, run_id, none),
         intersections=limits.intersections,
     )
-    return replace(result, findings=(*result.findings, *data_findings(e)))
+    findings = (*result.findings, *data_findings(e))
+    return replace(result, findings=findings, measured=tuple(rates_by_group(e)))
 
 # %% ../../nbs/gates/244_examine.ipynb #0ed0d9ce
 def examine_drift(

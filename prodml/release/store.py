@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,11 @@ def seal(
     gates: Iterable[GateResult],
     settings: Settings,
     run_id: str = "",
+    texts: Mapping[str, str] | None = None,
 ) -> Path:
     """The folder of the new release made of `candidate`, its `reports` and the `gates`' results.
 
+    `texts` are further files of it, such as the card, by name.
     Raises `Mistake` when the disk is full or not writable; no release is changed then.
     """
     store = releases_folder(settings)
@@ -47,6 +49,8 @@ def seal(
             shutil.copy(file, work)
         for report in reports:
             shutil.copy(report, work / "reports")
+        for name, text in (texts or {}).items():
+            (work / name).write_text(text, encoding="utf-8")
         final = store / content_digest(work)[:12]
         (work / FILE).write_text(
             attestation.attest(work, gates, settings, attestation.signing_key(settings), run_id)

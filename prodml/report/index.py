@@ -38,7 +38,7 @@ TROUBLES = (
     Trouble("Fairness", "Who pays for its mistakes?", ("fairness",)),
     Trouble("Stability", "Would another seed or a little noise change its mind?", ("stability",)),
     Trouble("Correctness", "Is it right often enough, and the same when served?", ("correctness",)),
-    Trouble("Interpretation", "Why did it decide as it did?", ("explanation",)),
+    Trouble("Interpretation", "Why did it decide as it did?", ("explanation", "card")),
     Trouble("Packaging", "Is what ships the thing that was examined?", ("packaging",)),
     Trouble("Batch", "Is every row scored once, also after a crash?", ("batch",)),
     Trouble("Real time", "Does it answer in time, under load?", ("realtime",)),
