@@ -15,9 +15,10 @@ import msgspec
 import numpy as np
 
 from ..contract import Column, Contract, Ledger, check_values
-from .decoder import Decoded, Unreadable, check_column, client_ids, quick_array
+from .decoder import Decoded, Unreadable, check_column, quick_array
 from .messages import FAILURES
 from .scorer import Answered, chosen_classes, problem_facts
+from .single import client_ids
 from .stream import BATCH, HEAD, SCHEMA, NotArrow, Piece, read_stream
 
 MEDIA = "application/vnd.apache.arrow.stream"

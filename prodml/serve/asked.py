@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..contract import Checked, Contract, Ledger, check_rows
-from .decoder import Decoded, Unreadable, check_column, client_ids, row_ids
+from .decoder import Decoded, Unreadable, check_column, row_ids
 from .features import Features, fill_columns
 from .frames import NotJson
 from .scorer import Answered, RowsRefused, Scorer, describe
+from .single import client_ids
 from .wire import Reply, Request, Route, Unanswerable
 from ..settings import Mistake
 

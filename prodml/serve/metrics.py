@@ -52,10 +52,10 @@ class Metrics:
         self.times = {stage: [0] * 65 for stage in STAGES}
         self.seconds = dict.fromkeys(STAGES, 0.0)
 
-    def observe(self, stage: str, seconds: float) -> None:
-        """Nothing; a request took `seconds` in `stage`, one of `STAGES`."""
-        self.times[stage][int(seconds * 1e6).bit_length()] += 1
-        self.seconds[stage] += seconds
+    def observe(self, stage: str, seconds: float, requests: int = 1) -> None:
+        """Nothing; so many `requests` took `seconds` each in `stage`, one of `STAGES`."""
+        self.times[stage][int(seconds * 1e6).bit_length()] += requests
+        self.seconds[stage] += seconds * requests
 
     def end(self, path: str, status: int, code: str, took: float, counts: Counts) -> None:
         """Nothing; a request was answered. `code` is empty, or says why it was refused.

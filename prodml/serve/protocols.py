@@ -18,9 +18,9 @@ import msgspec
 from .. import __version__
 from ..contract import Contract
 from .asked import Asked, Served, answer_tensors, asked_route
-from .decoder import LONGEST_ID
 from .frames import FRAMES, SIGNATURE, asked_rows, csv_rows, read_lines, read_object
 from .scorer import Answered, Scorer, answer_facts
+from .single import LONGEST_ID
 from prodml.serve.tensors import (
     Wanted,
     input_tensors,

@@ -170,29 +170,32 @@ class Encoder:
         self.prediction: Any = msgspec.defstruct("Prediction", fields, gc=False)
         self.head = {"release": scorer.release}
         self.json = msgspec.json.Encoder()
+        self.before = self.json.encode(self.head)[:-1] + b',"predictions":['
+
+    def _told(self, answered: Answered) -> list[Any]:
+        prediction, rows = answered.prediction, answered.prediction.tolist()
+        if not self.classes:
+            return [*map(self.prediction, answered.ids, rows)]
+        if not self.binary:
+            labels = [self.classes[best] for best in prediction.argmax(axis=1).tolist()]
+            return [*map(self.prediction, answered.ids, labels, starmap(self.shares, rows))]
+        positive, (low, high) = [row[1] for row in rows], self.classes
+        labels = [high if share >= self.cut else low for share in positive]
+        shares = starmap(self.shares, rows)
+        return [*map(self.prediction, answered.ids, labels, shares, positive)]
 
     def encode(self, answered: Answered) -> bytes:
         """The JSON of `answer_facts(answered)`."""
         if answered.releases:  # two releases shared the rows, which is rare
             return self.json.encode(answer_facts(answered))
-        prediction, rows = answered.prediction, answered.prediction.tolist()
-        if not self.classes:
-            told = map(self.prediction, answered.ids, rows)
-        elif self.binary:
-            positive = [row[1] for row in rows]
-            low, high = self.classes
-            labels = [high if share >= self.cut else low for share in positive]
-            shares = starmap(self.shares, rows)
-            told = map(self.prediction, answered.ids, labels, shares, positive)
-        else:
-            labels = [self.classes[best] for best in prediction.argmax(axis=1).tolist()]
-            told = map(self.prediction, answered.ids, labels, starmap(self.shares, rows))
-        found = {
-            **self.head,
-            "predictions": list(told),
-            "problems": problem_facts(answered.checked),
-        }
-        return self.json.encode({**found, "counts": answered.checked.counts})
+        told, checked = self._told(answered), answered.checked
+        found = {**self.head, "predictions": told, "problems": problem_facts(checked)}
+        return self.json.encode({**found, "counts": checked.counts})
+
+    def each(self, answered: Answered) -> list[bytes]:
+        """The JSON of each row of one release by itself, where none has a problem."""
+        head, tail, encode = self.before, b'],"problems":[],"counts":{}}', self.json.encode
+        return [head + encode(one) + tail for one in self._told(answered)]
 
 # %% ../../nbs/serve/526_scorer.ipynb #1ff18e0d
 def metadata(scorer: Scorer) -> dict[str, Any]:

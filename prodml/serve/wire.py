@@ -10,7 +10,6 @@ __all__ = ['Message', 'Receive', 'Send', 'Route', 'Routes', 'DRAINED', 'BODIED',
 # %% ../../nbs/serve/532_wire.ipynb #3098161b
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -26,8 +25,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """A request that has arrived whole, its body unzipped and within the limits."""
 
     method: str
@@ -37,14 +35,13 @@ class Request:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """What is sent back."""
 
     status: int
     body: bytes
     media: str = "application/json"
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
 
 
 Route = Callable[[Request], Reply | Awaitable[Reply]]
@@ -166,8 +163,10 @@ def route_path(scope: Message) -> str:
     return str(path)
 
 
-async def read_request(scope: Message, receive: Receive, serve: Serve) -> Request:
-    """The whole request. Raises `Unanswerable` for a body that is not within the limits."""
+async def read_request(
+    scope: Message, receive: Receive, serve: Serve, path: str | None = None
+) -> Request:
+    """The whole request, to `path`. Raises `Unanswerable` for a body beyond the limits."""
     pairs = scope["headers"]
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in pairs}
     method, query = scope["method"], scope.get("query_string", b"").decode("latin-1")
@@ -177,7 +176,7 @@ async def read_request(scope: Message, receive: Receive, serve: Serve) -> Reques
         body = inflate(body, serve.max_bytes)
     elif encoding != "identity" and method in BODIED:
         raise refusal("wrong_encoding", accept_encoding="gzip")
-    return Request(method, route_path(scope), query, headers, body)
+    return Request(method, route_path(scope) if path is None else path, query, headers, body)
 
 # %% ../../nbs/serve/532_wire.ipynb #311fb5d3
 _SAFE = {
