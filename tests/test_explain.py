@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from explained import ADULT, BIKES, boosted, fitted, table_of
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import (
@@ -25,31 +26,11 @@ from xgboost import DMatrix, XGBClassifier, XGBRegressor
 from prodml.artifact import edge_rows
 from prodml.candidates import preparation
 from prodml.contract import Column, Contract
-from prodml.data import read
 from prodml.explain.encoding import encoding_of
 from prodml.explain.making import by_asking, columns_of, make_explanation, save_explanation
 from prodml.explain.shap import FILE, answer_of, explanation_of, pack, unpack
-from prodml.frame import learn_contract, make_table
-from prodml.ini import parse_settings
 from prodml.model import predict
 from prodml.settings import Mistake
-
-ADULT = "[data]\nsource = {}/adult_census.csv.gz\ntarget = class\nmissing = ?\n"
-BIKES = (
-    "[data]\nsource = {}/bike_sharing_hourly.csv.gz\ntarget = cnt\n"
-    "drop = instant, dteday, casual, registered\n"
-)
-
-
-def table_of(text, rows):
-    """The contract and the table of the first rows that the settings name, a tenth with gaps."""
-    settings = parse_settings(text)
-    frame = read(settings.data, settings.root).sample(rows, random_state=0).reset_index(drop=True)
-    generator = np.random.default_rng(0)
-    for name in frame.columns.drop(settings.data.target)[:6]:
-        frame[name] = frame[name].mask(generator.random(rows) < 0.05)
-    contract = learn_contract(frame, settings)
-    return contract, make_table(contract, frame)
 
 
 @pytest.fixture(scope="module")
@@ -82,22 +63,12 @@ def hot(contract):
     return ColumnTransformer(steps)
 
 
-def fitted(contract, table, model, prepare=None):
-    prepare = prepare or preparation(contract, linear=False)
-    pipeline = Pipeline([("prepare", prepare), ("model", model)])
-    return pipeline.fit(table.features, table.target)
-
-
 def explained(pipeline, contract, table, rows=120):
     """The explanation, the rows asked about (the last at the edges), and their contributions."""
     made = make_explanation(pipeline, contract, table.features, table.features)
     edges = edge_rows(contract, table.features).iloc[:40]
     asked = pd.concat([table.features.iloc[:rows], edges], ignore_index=True)
     return made, asked, made.attribute(columns_of(asked, contract))
-
-
-def boosted(kind, **more):
-    return kind(n_estimators=60, max_depth=6, learning_rate=0.2, n_jobs=1, random_state=0, **more)
 
 
 def native(pipeline, contract, asked, told):

@@ -1,0 +1,307 @@
+"""Overview, pictures, LIME, surrogate and counterfactuals on real rows, through the scorer."""
+
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from explained import ADULT, BIKES, explained
+
+from prodml.contract import Column, Contract, check_rows
+from prodml.explain.counterfactual import counterfactuals
+from prodml.explain.goal import goal_for
+from prodml.explain.lime import cut_pieces, lime, ridge
+from prodml.explain.overview import dependence, overview
+from prodml.explain.plots import bar, beeswarm, dependence_plot, waterfall
+from prodml.explain.shap import asking
+from prodml.explain.surrogate import draw_surrogate, make_surrogate
+from prodml.settings import Mistake
+
+SENSITIVE = "sensitive = sex, race\n"
+
+
+@pytest.fixture(scope="module")
+def adult(data, tmp_path_factory):
+    return explained(tmp_path_factory.mktemp("adult"), ADULT.format(data) + SENSITIVE)
+
+
+@pytest.fixture(scope="module")
+def bikes(data, tmp_path_factory):
+    return explained(tmp_path_factory.mktemp("bikes"), BIKES.format(data))
+
+
+@pytest.fixture(scope="module")
+def told(adult):
+    return adult.explanation.attribute(adult.columns(slice(0, 600)))
+
+
+def test_the_overview_is_the_mean_of_the_absolute_contributions(told):
+    table = overview(told).set_index("column")
+    by_hand = np.abs(told.values[:, :, 0]).mean(axis=0)
+    assert np.allclose(table.loc[list(told.columns), "value"], by_hand)
+    assert table["share"].sum() == pytest.approx(1) and (table["noise"] == 0).all()
+    assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
+
+
+def test_the_interval_of_the_overview_covers_the_mean_of_all_rows(adult):
+    """The mean over 3000 rows lies in 95 % intervals of 200 drawn ones, nearly always."""
+    whole = adult.explanation.attribute(adult.columns(slice(None)))
+    true = np.abs(whole.values[:, :, 0]).mean(axis=0)
+    generator, hits = np.random.default_rng(0), []
+    for _ in range(60):
+        rows = generator.integers(0, len(whole.values), 200)
+        table = overview(replace(whole, values=whole.values[rows]), repeats=200)
+        table = table.set_index("column").loc[list(whole.columns)]
+        hits.append((table["low"].to_numpy() <= true) & (true <= table["high"].to_numpy()))
+    assert 0.88 < np.mean(hits) < 0.99
+
+
+def test_dependence_counts_every_row_once_and_names_what_is_missing(adult, told):
+    columns = adult.columns(slice(0, 600))
+    for name in told.columns:
+        table = dependence(told, columns, adult.contract, name)
+        assert table["rows"].sum() == 600
+    assert "missing" in dependence(told, columns, adult.contract, "age")["value"].tolist()
+    with pytest.raises(Mistake, match="'sex' is no feature"):
+        dependence(told, columns, adult.contract, "sex")
+
+
+def test_an_overview_of_no_rows_is_a_mistake(told):
+    with pytest.raises(Mistake, match="there are none"):
+        overview(replace(told, values=told.values[:0]))
+
+
+def test_every_picture_is_svg_and_its_sentence_holds_its_numbers(adult, told):
+    columns = adult.columns(slice(0, 600))
+    pictures = [
+        bar(told),
+        beeswarm(told, columns, adult.contract),
+        dependence_plot(told, columns, adult.contract, "age"),
+        dependence_plot(told, columns, adult.contract, "occupation"),
+        waterfall(told, columns, row=3),
+    ]
+    for picture in pictures:
+        assert ET.fromstring(picture.svg()).tag.endswith("svg")
+    heard = overview(told)["column"][0]
+    assert heard in pictures[0].alt and heard in pictures[1].alt and "missing" in pictures[2].alt
+    name, value = told.top(3, 1)[0]
+    assert name in pictures[4].alt and f"{value:+.3g}" in pictures[4].alt
+    with pytest.raises(Mistake, match="there is no row 600"):
+        waterfall(told, columns, row=600)
+
+
+def test_the_pictures_of_a_waterfall_add_up(adult, told):
+    """The last arrow ends at the margin: its sentence says so."""
+    alt = waterfall(told, adult.columns(slice(0, 600)), row=5).alt
+    steps = [
+        float(part.rsplit(": ", 1)[1].split("; in all")[0])
+        for part in alt.split("; ")
+        if ": " in part
+    ]
+    assert told.base[0] + sum(steps) == pytest.approx(told.margin[5, 0], abs=0.05)
+
+
+def test_lime_agrees_with_the_package_of_that_name():
+    """On numbers without gaps, which is all that the package takes."""
+    package = pytest.importorskip("lime.lime_tabular")
+    generator = np.random.default_rng(0)
+    train = generator.normal(size=(3000, 6)).astype(np.float32)
+    names = [f"c{i}" for i in range(6)]
+    contract = Contract(
+        "x", "regression", "t", (), tuple(Column(n, "number", "feature") for n in names)
+    )
+
+    def answer(columns):
+        c = [columns[n].astype(float) for n in names]
+        return (c[0] + np.tanh(2 * c[1]) + c[2] * c[3] - 0.2 * c[4])[:, None]
+
+    explainer = package.LimeTabularExplainer(
+        train, mode="regression", feature_names=names, random_state=0, discretize_continuous=True
+    )
+    pieces = cut_pieces(contract, dict(zip(names, train.T, strict=True)))
+    for row in train[:4]:
+        asked = dict(zip(names, row[:, None], strict=True))
+        own = lime(contract, pieces, answer, asked, rows=20000)
+        found = explainer.explain_instance(
+            row,
+            lambda x: answer(dict(zip(names, x.T, strict=True)))[:, 0],
+            num_features=6,
+            num_samples=20000,
+        )
+        theirs = np.array([dict(found.local_exp[1])[place] for place in range(6)])
+        assert np.abs(own.weights - theirs).max() < 0.12
+        assert np.corrcoef(own.weights, theirs)[0, 1] > 0.97
+
+
+def test_the_ridge_of_lime_is_that_of_scikit_learn():
+    from sklearn.linear_model import Ridge
+
+    generator = np.random.default_rng(0)
+    seen, weight = generator.integers(0, 2, (500, 5)).astype(float), generator.random(500)
+    target = seen @ np.arange(5) + generator.normal(size=500)
+    theirs = Ridge(alpha=1).fit(seen, target, sample_weight=weight)
+    found, fit = ridge(seen, target, weight)
+    assert np.allclose(found, theirs.coef_)
+    assert fit == pytest.approx(theirs.score(seen, target, sample_weight=weight))
+
+
+def test_lime_takes_gaps_and_levels_and_says_how_stable_it_is(adult):
+    answer = asking(adult.scorer.predict, adult.contract)
+    pieces = cut_pieces(adult.contract, adult.columns(slice(None)))
+    gaps = np.flatnonzero(adult.table.features["age"].isna())[:2]
+    for row in [0, 1, *gaps]:
+        made = lime(adult.contract, pieces, answer, adult.columns([row]))
+        again = lime(adult.contract, pieces, answer, adult.columns([row]))
+        assert np.array_equal(made.weights, again.weights) and 0 <= made.jaccard <= 1
+        assert made.fit < 1 and (made.deviation > 0).any() and "Jaccard" in str(made)
+        few = lime(adult.contract, pieces, answer, adult.columns([row]), rows=150)
+        assert few.deviation.mean() > made.deviation.mean()  # fewer rows: less stable
+    assert "age missing" in made.conditions
+    with pytest.raises(Mistake, match="one row at a time, not 2"):
+        lime(adult.contract, pieces, answer, adult.columns([0, 1]))
+    with pytest.raises(Mistake, match="2 seeds at least"):
+        lime(adult.contract, pieces, answer, adult.columns([0]), seeds=(0,))
+
+
+@pytest.mark.parametrize("name", ["adult", "bikes"])
+def test_the_fidelity_of_a_surrogate_is_what_one_counts(name, request):
+    one = request.getfixturevalue(name)
+    train, unseen = one.table.features.iloc[:2000], one.table.features.iloc[2000:]
+    made = make_surrogate(one.predict_frame, one.contract, train, unseen, one.threshold)
+    said, copied = one.predict_frame(unseen), made.answer(unseen)
+    said = said[:, 1] if one.contract.classes else said
+    spread = ((said - said.mean()) ** 2).sum()
+    value, low, high = made.fidelity["R²"]
+    assert value == pytest.approx(1 - ((said - copied) ** 2).sum() / spread)
+    assert low < value < high and made.rows == 1000
+    if one.contract.classes:
+        same = ((said >= 0.5) == (copied >= 0.5)).mean()
+        assert made.fidelity["agreement"][0] == same > made.constant
+    assert sum(share for _, _, share in made.rules()) == pytest.approx(1)
+    picture = draw_surrogate(made)
+    assert ET.fromstring(picture.svg()).tag.endswith("svg") and made.rules()[0][0] in picture.alt
+
+
+def test_the_rules_of_a_surrogate_decide_as_its_tree_does(adult):
+    """Each row satisfies the conditions of one rule only, and gets that rule's answer."""
+    train = adult.table.features.iloc[:2000]
+    made = make_surrogate(adult.predict_frame, adult.contract, train, train, 0.5, depth=3)
+    rows = train.iloc[:300]
+    hits = np.zeros(len(rows), int)
+    for text, said, _ in made.rules():
+        held = np.array([holds(text, row) for row in rows.to_dict("records")])
+        assert np.allclose(made.answer(rows)[held], float(said), atol=1e-3)
+        hits += held
+    assert (hits == 1).all()
+
+
+def holds(text, row):
+    """Whether a row keeps a rule, read as a person reads it."""
+    for part in text.replace("(", "").replace(")", "").split(" and "):
+        gap = part.endswith(" or missing")
+        name, sign, value = part.removesuffix(" or missing").split(" ", 2)
+        seen = row[name]
+        if sign == "is":
+            wanted = value.removeprefix("not ")
+            fine = (seen == wanted) != value.startswith("not ")
+        elif isinstance(seen, float) and np.isnan(seen):
+            fine = gap
+        else:
+            fine = seen < float(value) if sign == "<" else seen >= float(value)
+        if not fine:
+            return False
+    return True
+
+
+def test_a_surrogate_of_too_few_rows_is_a_mistake(adult):
+    few = adult.table.features.iloc[:20]
+    with pytest.raises(Mistake, match="50 rows and 50 others: 20 and 20"):
+        make_surrogate(adult.predict_frame, adult.contract, few, few)
+
+
+def changed(one, row, answer):
+    """The row with the changes of a counterfactual, as a client sends it."""
+    told = {n: v[0] for n, v in one.columns([row]).items()} | {
+        n: b for n, (_, b) in answer.changes.items()
+    }
+    whole = {c.name for c in one.contract.features if c.type == "integer"}
+    plain = {}
+    for name, value in told.items():
+        gap = not isinstance(value, str) and np.isnan(value)
+        plain[name] = None if gap else value if isinstance(value, str) else float(value)
+        if name in whole and not gap:
+            assert float(value).is_integer()
+            plain[name] = int(value)
+    return plain
+
+
+def test_counterfactuals_flip_the_scorer_within_the_contract(adult):
+    predict, contract = adult.scorer.predict, adult.contract
+    found = 0
+    for row in range(25):
+        own = adult.columns([row])
+        goal = goal_for(contract, predict(own), adult.threshold)
+        made = counterfactuals(predict, own, goal, immutable=["age", "marital-status"], seconds=5)
+        sets = [frozenset(answer.changes) for answer in made.found]
+        assert len(set(sets)) == len(sets) and len(sets) <= 3
+        assert not any(a < b or b < a for a in sets for b in sets)
+        for answer in made.found:
+            assert not {"age", "marital-status", "sex", "race"} & answer.changes.keys()
+            plain = changed(adult, row, answer)
+            checked = check_rows(contract, [plain])
+            touched = [p for p in checked.problems if p.column in answer.changes]
+            assert not touched
+            share = predict(checked.columns)[0, 1]
+            assert (share >= 0.5) == bool(goal.wanted)
+            assert share == pytest.approx(answer.said if goal.wanted else 1 - answer.said, abs=1e-6)
+        found += bool(made.found)
+    assert found >= 20
+
+
+def test_a_counterfactual_is_just_enough(adult):
+    """A tenth less of a change of one number does not do, for most of them."""
+    predict, contract = adult.scorer.predict, adult.contract
+    tight = []
+    for row in range(25):
+        own = adult.columns([row])
+        goal = goal_for(contract, predict(own), adult.threshold)
+        for answer in counterfactuals(predict, own, goal, seconds=5).found:
+            if len(answer.changes) == 1:
+                ((name, (before, after)),) = answer.changes.items()
+                if isinstance(after, float) and not np.isnan(before):
+                    less = np.float32(before + 0.85 * (after - before))
+                    asked = {**own, name: np.array([less], np.float32)}
+                    tight.append(not goal.look(predict(asked))[0][0])
+    assert len(tight) >= 5 and np.mean(tight) > 0.7
+
+
+def test_counterfactuals_of_a_regression_reach_the_bound(bikes):
+    predict, own = bikes.scorer.predict, bikes.columns([0])
+    now = float(predict(own)[0])
+    goal = goal_for(bikes.contract, predict(own), at_least=now + 80)
+    made = counterfactuals(predict, own, goal, immutable=["yr"], seconds=5)
+    assert made.found and all(answer.said >= now + 80 for answer in made.found)
+    assert all("yr" not in answer.changes for answer in made.found)
+    with pytest.raises(Mistake, match="already"):
+        goal_for(bikes.contract, predict(own), at_most=now + 1)
+    with pytest.raises(Mistake, match="say at_least or at_most"):
+        goal_for(bikes.contract, predict(own))
+
+
+def test_the_time_of_counterfactuals_is_bounded_and_nothing_found_is_said(adult):
+    def slow(columns):
+        time.sleep(0.05)
+        return adult.scorer.predict(columns)
+
+    own = adult.columns([0])
+    goal = goal_for(adult.contract, slow(own), adult.threshold)
+    started = time.monotonic()
+    made = counterfactuals(slow, own, goal, seconds=0.1)
+    assert time.monotonic() - started < 1.5
+    every = [c.name for c in adult.contract.features]
+    fixed = counterfactuals(slow, own, goal, immutable=every)
+    assert not fixed.found and fixed.why == "none was found: no column may change"
+    assert made.found or "the time was up" in made.why
+    with pytest.raises(Mistake, match=r"no column 'aeg'\. Did you mean"):
+        counterfactuals(slow, own, goal, immutable=["aeg"])
