@@ -170,6 +170,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'prodml/explain/counterfactual.py'),
                                                'prodml.explain.counterfactual.distance': ( 'explain/counterfactual.html#distance',
                                                                                            'prodml/explain/counterfactual.py'),
+                                               'prodml.explain.counterfactual.fewer': ( 'explain/counterfactual.html#fewer',
+                                                                                        'prodml/explain/counterfactual.py'),
                                                'prodml.explain.counterfactual.nearer': ( 'explain/counterfactual.html#nearer',
                                                                                          'prodml/explain/counterfactual.py'),
                                                'prodml.explain.counterfactual.rounded': ( 'explain/counterfactual.html#rounded',

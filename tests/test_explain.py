@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from explained import ADULT, BIKES, boosted, fitted, table_of
+from released import PASSED
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import (
@@ -25,11 +26,17 @@ from xgboost import DMatrix, XGBClassifier, XGBRegressor
 
 from prodml.artifact import edge_rows
 from prodml.candidates import preparation
-from prodml.contract import Column, Contract
+from prodml.contract import Column, Contract, check_rows
+from prodml.explain import making
 from prodml.explain.encoding import encoding_of
 from prodml.explain.making import by_asking, columns_of, make_explanation, save_explanation
 from prodml.explain.shap import FILE, answer_of, explanation_of, pack, unpack
+from prodml.ini import parse_settings
 from prodml.model import predict
+from prodml.pipeline import train
+from prodml.release.attestation import Refused, trusted_keys, verify
+from prodml.release.store import seal
+from prodml.serve.scorer import load_scorer
 from prodml.settings import Mistake
 
 
@@ -366,3 +373,49 @@ def test_explaining_a_release_loads_nothing_heavy(kept):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_forest_too_large_for_an_exact_answer_is_asked(adult, monkeypatch):
+    contract, table = adult
+    pipeline = fitted(contract, table, RandomForestClassifier(5, max_depth=6, random_state=0))
+    assert make_explanation(pipeline, contract, table.features, table.features).exact
+    monkeypatch.setattr(making, "MOST_FACTORS", 1000)
+    made = make_explanation(pipeline, contract, table.features, table.features)
+    assert not made.exact and "numbers a row" in made.why
+
+
+def test_what_is_read_off_wrongly_is_not_kept(adult, monkeypatch):
+    """Thresholds a little off: the answers differ, so the model is asked instead."""
+    contract, table = adult
+    pipeline = fitted(contract, table, boosted(XGBClassifier))
+    read = making.trees_of
+
+    def shifted(model, classes):
+        trees, link = read(model, classes)
+        return replace(trees, below=trees.below + np.float32(0.6)), link
+
+    monkeypatch.setattr(making, "trees_of", shifted)
+    made = make_explanation(pipeline, contract, table.features, table.features)
+    assert not made.exact and made.why.startswith("read off, the model answers otherwise")
+
+
+def test_training_writes_the_explanation_and_the_signature_covers_it(tmp_path):
+    text = (
+        "[data]\nsource = demo\ntarget = default\ntime = applied_on\nid = application_id\n"
+        "until = 2024-04-01\nsensitive = sex\ndrop = true_probability\n"
+        "[model]\ncandidates = xgboost\ntrials = 1\n[limits]\nrequired = correctness\n"
+    )
+    settings = parse_settings(text, tmp_path / "settings.ini")
+    candidate = train(settings, "run-1")
+    folder = seal(candidate, [], [PASSED], settings, "run-1")
+    keys = trusted_keys(settings)
+    assert verify(folder, keys).name == "model"
+    scorer = load_scorer(folder)
+    rows = check_rows(scorer.contract, [scorer.contract.example()]).columns
+    told = explanation_of(folder, scorer.predict).attribute(rows)
+    assert told.exact and "sex" not in told.columns
+    assert answer_of(told.margin, told.link, 2) == pytest.approx(scorer.predict(rows), abs=1e-5)
+    (folder / FILE).chmod(0o644)
+    (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-1] + b"x")
+    with pytest.raises(Refused, match=r"explanation\.npz was edited"):
+        verify(folder, keys)
