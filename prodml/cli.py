@@ -11,11 +11,11 @@ import sys
 
 import typer
 
-from .commands import change, make, releases, report, ship
+from .commands import change, make, monitor, releases, report, ship
 from .commands.terminal import app
 from .settings import Mistake
 
-COMMANDS = (make, report, releases, ship, change)  # the pages that hold them
+COMMANDS = (make, report, releases, ship, change, monitor)  # the pages that hold them
 
 # %% ../nbs/990_cli.ipynb #cc63db9a
 def main() -> None:

@@ -109,7 +109,8 @@ def later_rows(
         if path not in ("", "demo") and "://" not in path:
             paths[name] = str(Path(path).resolve())
     rows = {"source": paths["source"], "since": since, "until": until}
-    return {"drift": rows, "performance": rows | {"labels": paths["labels"], "as_of": as_of}}
+    judged = rows | {"labels": paths["labels"], "as_of": as_of}
+    return {"drift": rows, "performance": judged, "fairness": judged}
 
 # %% ../nbs/950_pipeline.ipynb #4b568965
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ..contract import Contract
 from ..data import check_columns, read, read_table, tidy, times, within
 from ..frame import as_typed, check_frame, label
 from .labels import cut, join_labels, window_table
-from ..settings import Data, Mistake, Settings
+from ..settings import Data, Mistake, Monitor, Settings
 
 # %% ../../nbs/gates/234_current.ipynb #d8d6889e
 def read_rows(
@@ -25,8 +25,8 @@ def read_rows(
     """The rows of `source`, the settings' own by default, from `since` until before `until`.
 
     `labels` names a table with the id and the target, which is joined; a column of dates in it is
-    taken for when the label came, and is the second thing returned. Raises `Mistake`, naming the
-    source, for what cannot be read or joined.
+    taken for when the label came, and is the second thing returned. It may also carry the
+    sensitive columns. Raises `Mistake`, naming the source, for what cannot be read or joined.
     """
     asked = replace(settings.data, source=source or settings.data.source, since=since, until=until)
     if source and asked.query:
@@ -55,7 +55,8 @@ def _labelled(
         raise Mistake("labels are joined by id: name the column in settings.ini ([data] id)")
     known = read(Data(source=labels, target=data.target, id=data.id), settings.root)
     dates = [n for n in known if n != data.time and known[n].dtype.kind == "M"][:1]
-    joined = join_labels(frame, known[[data.id, data.target, *dates]], data.id)
+    people = [n for n in known if n in data.sensitive and n not in frame]
+    joined = join_labels(frame, known[[data.id, data.target, *dates, *people]], data.id)
     came = joined.pop(dates[0]) if dates else None
     return joined, came
 
@@ -70,6 +71,7 @@ class Current:
     target: np.ndarray  # (rows,) of float: class number or value, nan where not known
     windows: np.ndarray  # (rows,) of int
     table: pd.DataFrame  # of the windows: see `window_table`
+    asked: Monitor | None = None  # the budget of alarms, where it is not that of the release
 
     @property
     def looks(self) -> list[np.ndarray]:

@@ -19,6 +19,7 @@ from ..contract import Contract, read_contract
 from ..frame import Table, make_table
 from .current import Current, make_current, read_rows
 from .groups import groups_of
+from .kept import kept_rows
 from ..ini import parse_settings
 from ..measure import decide
 from ..profile import Profile, read_profile
@@ -101,11 +102,15 @@ def later_rows(
     until: str = "",
     labels: str = "",
     as_of: str = "",
+    look: str = "",
 ) -> Current | None:
     """The rows that came after, answered by the model, in windows; None where none are asked for.
 
-    Relative paths start at the current folder. See `read_rows` and `make_current`.
+    Relative paths start at the current folder. See `read_rows` and `make_current`. A `look` is the
+    folder of rows that a monitor has kept, with their answers: see `kept_rows`.
     """
+    if look:
+        return kept_rows(evidence.contract, look)
     if not (source or since):
         return None
     settings = replace(evidence.settings, root=Path("."))
