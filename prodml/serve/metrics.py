@@ -159,7 +159,7 @@ class Observers:
         self.log = PredictionLog(serve.place(serve.log), *keep) if serve.log else None
         sinks: list[Sink] = [self.log] if self.log else []
         sinks += [self.gauge, self.metrics, Publisher(self)] if serve.metrics else []
-        self.recorder = Recorder(sinks, pause=min(0.25, serve.log_flush / 4))
+        self.recorder = Recorder(sinks, pause=min(0.1, serve.log_flush / 4))
         self.tally: Tally | None = None
         self._lock = threading.Lock()
         self.observers = [self.recorder] if sinks else []  # what the service calls
