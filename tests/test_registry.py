@@ -243,8 +243,11 @@ def test_many_come_first_at_the_same_moment(base):
 # Killed
 
 
-def killed_at(number, work):
-    """Whether `work`, in a process of its own, was killed at its write of that number."""
+def killed_at(number, work, files=False):
+    """Whether `work`, in a process of its own, was killed at its write of that number.
+
+    A write is a statement, before and after, and a commit; with `files`, also what makes a file.
+    """
 
     def run():
         count = 0
@@ -264,6 +267,8 @@ def killed_at(number, work):
             step()
 
         sa.engine.default.DefaultDialect.do_commit = committed
+        for name in ("fsync", "replace", "rename", "chmod", "mkdir") if files else ():
+            setattr(os, name, around(getattr(os, name), step))
         work()
 
     process = fork.Process(target=run)
@@ -271,6 +276,18 @@ def killed_at(number, work):
     process.join(60)
     assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
     return process.exitcode != 0
+
+
+def around(call, step):
+    """`call` with a step before and a step after."""
+
+    def stepped(*arguments, **named):
+        step()
+        answer = call(*arguments, **named)
+        step()
+        return answer
+
+    return stepped
 
 
 def test_killed_at_every_statement_it_is_whole(base):

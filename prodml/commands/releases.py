@@ -91,12 +91,12 @@ def point(
     as_json: JsonOption = False,
 ) -> None:
     """Let running servers exchange their release, within two seconds and without a pause."""
-    from prodml.serve.build import point_project
     from prodml.serve.challenger import point as point_service
+    from prodml.serve.champion import point_by_hand
 
     told = champion, challenger, challenge, share
     if service is None:
-        made = point_project(settings_of(project), *told)
+        made = point_by_hand(settings_of(project), *told)
     else:  # a folder that `prodml build` made
         made = point_service(service, *told)
     beside = f", beside it as a {made.challenge} {made.challenger}" if made.challenger else ""

@@ -69,14 +69,18 @@ def build(
 # %% ../../nbs/commands/978_ship.ipynb #710864cf
 @app.command()
 def serve(
-    name: Annotated[str, typer.Argument(help="A release; else what the project points to.")] = "",
+    name: Annotated[str, typer.Argument(help="A release; else the champion.")] = "",
     port: Annotated[int | None, typer.Option(help="The port; of the settings by default.")] = None,
     project: ProjectOption = Path("."),
 ) -> None:
     """Serve a release whose evidence stands, until interrupted."""
     from prodml.serve.build import render_service, serve_command, served_release
+    from prodml.serve.champion import heal
 
-    settings, release, pointer = served_release(settings_of(project), name)
+    asked = settings_of(project)
+    if not name and (late := heal(asked)):
+        print(f"The champion could not be followed: {late}", file=sys.stderr)
+    settings, release, pointer = served_release(asked, name)
     folder = render_service(settings, release)
     command = serve_command(settings, port=port)
     print(f"Serving {folder} at http://{settings.serve.host}:{command[-1]}", file=sys.stderr)

@@ -38,7 +38,9 @@ ProjectOption = Annotated[
     Path, typer.Option("--project", "-p", help="The project's folder, where settings.ini is.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")]
-ReleaseArgument = Annotated[str, typer.Argument(help="A release's name, or how it begins.")]
+ReleaseArgument = Annotated[
+    str, typer.Argument(help="A release's name, how it begins, or an alias.")
+]
 
 
 def answer(as_json: bool, facts: dict[str, Any], lines: list[str]) -> None:

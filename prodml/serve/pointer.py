@@ -71,7 +71,8 @@ def named_release(folder: Path, name: str) -> Path:
         place = folder / Path(name).expanduser()  # an absolute path stays as it is
         found = [place.resolve()] if place.is_dir() else []
     else:
-        there = [p for store in STORES for p in sorted((folder / store).glob("[!.]*/"))]
+        each = [p for store in STORES for p in sorted((folder / store).glob("[!.]*/"))]
+        there = list({p.name: p for p in each}.values())  # one name, one content
         found = [p for p in there if p.name == name]
         found = found or [p for p in there if name and p.name.startswith(name)]
     if len(found) != 1:

@@ -1,0 +1,229 @@
+"""From promotion to the answers of a running server, and back, in a terminal and with accidents."""
+
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from onnx import parser, save
+from processes import BIN, free_port, post, prodml, server
+from test_registry import ME, fork, killed_at, whole
+
+from prodml.contract import Column, Contract
+from prodml.ini import read_settings
+from prodml.release.attestation import Refused
+from prodml.release.registry import Outrun, open_registry
+from prodml.release.store import find_release, seal
+from prodml.serve.champion import FOLLOWED, follow_champion, heal, point_by_hand, promote, rollback
+from prodml.serve.pointer import CURRENT, read_pointer
+from prodml.settings import Mistake
+from prodml.verdict import GateResult, judge
+
+GRAPH = """<ir_version: 9, opset_import: ["" : 21]>
+credit (float[N, 1] income) => (float[N, 2] probabilities)
+<float[1] slope = {SLOPE}, float[1] one = {1.0}>
+{
+    score = Mul(income, slope)
+    risk = Sigmoid(score)
+    safe = Sub(one, risk)
+    probabilities = Concat<axis = 1> (safe, risk)
+}"""
+INI = "[project]\nname = toy\n[data]\ntarget = bad\nsource = none.csv\n[limits]\n"
+INI += "required = correctness\n[correctness]\nmin_roc_auc = 0.7\n"
+
+
+def toy(asked, slope, auc=0.8):
+    """The name of a release that answers sigmoid(slope * income)."""
+    made = asked.root / f"candidate{slope}{auc}"
+    made.mkdir()
+    save(parser.parse_model(GRAPH.replace("SLOPE", str(slope))), made / "model.onnx")
+    income = Column("income", "number", "feature", minimum=0, maximum=90, fill=30.0)
+    contract = Contract("toy", "binary", "bad", ("no", "yes"), (income,))
+    (made / "contract.json").write_text(contract.to_json())
+    (made / "model.json").write_text('{"format": "onnx", "threshold": 0.5}')
+    (made / "data.json").write_text('{"digest": "00"}')
+    gate = GateResult(
+        "correctness", (judge("roc_auc", auc, auc - 0.02, auc + 0.02, 0.7, "min", 400),)
+    )
+    return seal(made, [], [gate], asked).name
+
+
+@pytest.fixture
+def asked(tmp_path):
+    (tmp_path / "settings.ini").write_text(INI)
+    return read_settings(tmp_path / "settings.ini")
+
+
+def pointed(asked):
+    return read_pointer((asked.folder / CURRENT).read_text()).champion
+
+
+def answered(url, wanted):
+    """The seconds until the server at `url` answers by the release `wanted`, at most five."""
+    start = time.monotonic()
+    while time.monotonic() - start < 5:
+        status, answer = post(f"{url}/predict", [{"income": 30.0}])
+        assert status == 200
+        if answer["release"] == wanted:
+            return time.monotonic() - start
+        time.sleep(0.05)
+    raise AssertionError(f"still {answer['release']}")
+
+
+def test_promotion_and_rollback_reach_a_running_server(asked, tmp_path):
+    weak, strong, poor = toy(asked, -0.1), toy(asked, 0.1), toy(asked, 0.2, auc=0.6)
+    told = prodml("promote", weak, "--reason", "the first", "-p", tmp_path)
+    assert told.returncode == 0 and f"champion is {weak}, and was none" in told.stdout, told.stderr
+    port = free_port()
+    command = [BIN / "prodml", "serve", "-p", tmp_path, "--port", port]
+    with server(command, port, tmp_path / "log", {"BENTOML_HOME": str(tmp_path)}) as url:
+        answered(url, weak)
+        words = ["--author", "Zoë", "--reason", "ranks better", "--expected", weak[:6], "--json"]
+        told = prodml("promote", strong[:8], *words, "-p", tmp_path)
+        assert answered(url, strong) < 2
+        said = json.loads(told.stdout)
+        assert said["pointed"] == strong and said["entry"]["author"] == "Zoë"
+        again = prodml("promote", strong, "--reason", "once more", "-p", tmp_path)
+        assert again.returncode == 0 and f"champion is {strong} already" in again.stdout
+        refused = prodml("promote", poor, "--reason", "hope", "-p", tmp_path, "--json")
+        assert refused.returncode == 1 and "roc_auc" in json.loads(refused.stdout)["error"]
+        late = prodml("promote", weak, "--reason", "late", "--expected", weak, "-p", tmp_path)
+        assert late.returncode == 1 and late.stderr.startswith("Outrun: ") and "Zoë" in late.stderr
+        back = prodml("rollback", "--reason", "slower", "-p", tmp_path)
+        assert back.returncode == 0 and answered(url, weak) < 2
+    further = prodml("rollback", "--reason", "more", "-p", tmp_path)
+    assert further.returncode == 2 and "nothing to go back to" in further.stderr
+    file = tmp_path / "history.csv"
+    told = prodml("history", "--export", file, "--json", "-p", tmp_path)
+    entries = json.loads(told.stdout)["entries"]
+    assert [one["after"] for one in entries] == [weak, strong, weak]
+    assert entries[2]["undoes"] == 2 and len(file.read_text().splitlines()) == 4
+    lines = prodml("history", "-p", tmp_path).stdout.splitlines()
+    assert len(lines) == 3 and "Zoë promotes: ranks better" in lines[1]
+    shown = prodml("release", "verify", "champion", "-p", tmp_path)
+    assert shown.returncode == 0 and shown.stdout.startswith(weak)
+    assert prodml("promote", weak, "-p", tmp_path).returncode == 2  # without a reason
+
+
+def test_servers_that_could_not_be_told_are_told_by_the_next_command_or_start(asked, tmp_path):
+    weak, strong = toy(asked, -0.1), toy(asked, 0.1)
+    assert promote(asked, weak, **ME).pointer.champion == weak
+    (asked.folder / CURRENT).unlink()
+    (asked.folder / CURRENT).mkdir()
+    told = prodml("promote", strong, "--reason", "better", "-p", tmp_path, "--json")
+    said = json.loads(told.stdout)
+    assert told.returncode == 1 and "cannot write" in said["untold"]
+    assert open_registry(asked).current() == strong == said["entry"]["after"]
+    told = prodml("promote", strong, "--reason", "better", "-p", tmp_path)
+    assert told.returncode == 1 and "were NOT told" in told.stdout
+    (asked.folder / CURRENT).rmdir()
+    told = prodml("promote", strong, "--reason", "better", "-p", tmp_path)
+    assert told.returncode == 0 and "already" in told.stdout and pointed(asked) == strong
+    assert len(open_registry(asked).journal()) == 2
+
+
+def test_what_a_server_could_not_load_is_refused_before_anything_moves(asked):
+    weak = toy(asked, -0.1)
+    promote(asked, weak, **ME)
+    made = asked.root / "candidate-0.10.8"
+    (made / "model.onnx").write_text("no model")
+    gate = GateResult("correctness", (judge("roc_auc", 0.8, 0.78, 0.82, 0.7, "min", 400),))
+    broken = seal(made, [], [gate], asked).name
+    with pytest.raises(Mistake, match="is no ONNX model"):
+        promote(asked, broken, **ME)
+    assert open_registry(asked).current() == weak == pointed(asked)
+    assert promote(asked, broken, alias="archive", **ME).entry.after == broken  # serves nobody
+
+
+def test_killed_at_any_step_a_restart_puts_the_pointer_right(asked):
+    """At every statement, and around every file that is written."""
+    weak, strong = toy(asked, -0.1), toy(asked, 0.1)
+    promote(asked, weak, **ME)
+    number, names = 0, set()
+    while number < 80:
+        number += 1
+        died = killed_at(number, lambda: promote(asked, strong, **ME), files=True)
+        assert whole(asked), number
+        champion = open_registry(asked).current()
+        assert champion in (weak, strong) and pointed(asked) in (weak, strong)
+        names.add((champion, pointed(asked)))
+        if died:
+            assert heal(asked) == "" and pointed(asked) == champion, number
+        if champion == strong:
+            rollback(asked, **ME)
+        if not died:
+            break
+    assert names == {(weak, weak), (strong, weak), (strong, strong)} and number > 20
+
+
+def test_two_at_once_leave_the_pointer_where_the_registry_is(asked):
+    names = [toy(asked, slope) for slope in (-0.1, 0.1, 0.2)]
+    promote(asked, names[0], **ME)
+
+    def busy(name):
+        for _ in range(6):
+            try:
+                promote(asked, name, **ME)
+            except Outrun:
+                continue
+
+    each = [fork.Process(target=busy, args=(name,)) for name in names]
+    for process in each:
+        process.start()
+    for process in each:
+        process.join(120)
+    assert whole(asked) and pointed(asked) == open_registry(asked).current()
+    assert follow_champion(asked) is None
+
+
+def test_who_points_by_hand_is_not_undone_by_a_restart(asked):
+    weak, strong = toy(asked, -0.1), toy(asked, 0.1)
+    promote(asked, weak, **ME)
+    point_by_hand(asked, strong)
+    assert heal(asked) == "" and pointed(asked) == strong
+    (asked.folder / FOLLOWED).write_text("")  # as if the promotion had not been heard of
+    point_by_hand(asked, strong)
+    assert follow_champion(asked) is None and pointed(asked) == strong
+    point_by_hand(asked, weak)
+    assert promote(asked, strong, **ME).pointer.champion == pointed(asked) == strong
+
+
+def test_without_a_pointer_there_is_nothing_to_fall_back_on(asked):
+    weak, strong = toy(asked, -0.1), toy(asked, 0.1)
+    assert heal(asked) == ""  # no registry either
+    promote(asked, weak, **ME)
+    gone = replace(asked, registry=replace(asked.registry, url="postgresql://x@127.0.0.1:1/x"))
+    assert "cannot be used" in heal(gone) and pointed(asked) == weak
+    open_registry(asked).promote(strong, **ME)
+    (find_release(asked, strong) / "extra").write_text("more")
+    assert "was added" in heal(asked) and pointed(asked) == weak
+    (asked.folder / CURRENT).unlink()
+    with pytest.raises(Refused, match="was added"):
+        heal(asked)
+    with pytest.raises(Mistake, match="cannot be used"):
+        heal(gone)
+
+
+def test_a_machine_that_only_serves_needs_no_library_for_databases(asked):
+    weak = toy(asked, -0.1)
+    code = f"""
+import sys
+sys.modules["sqlalchemy"] = None
+from prodml.ini import read_settings
+from prodml.serve.champion import heal, point_by_hand
+from prodml.release.store import find_release
+from prodml.settings import Mistake
+asked = read_settings({str(asked.root)!r})
+assert heal(asked) == ""
+assert point_by_hand(asked, {weak!r}).champion == {weak!r} == find_release(asked).name
+try:
+    find_release(asked, "champion")
+except Mistake as mistake:
+    assert "pip install 'prodml[lab]'" in str(mistake)
+"""
+    process = fork.Process(target=os.execv, args=(sys.executable, [sys.executable, "-c", code]))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
