@@ -117,7 +117,13 @@ BAD = {
     "a method nobody knows": ({"method": "BREW"}, 405, "wrong_method"),
     "another path": ({"path": "/secret"}, 404, "no_such_path"),
     "a path in bytes": ({"path": "/%ff%00"}, 404, "no_such_path"),
-    "explanations": ({"path": "/explain", "json": [ROW]}, 501, "not_available"),
+    "explanations": ({"path": "/explain", "json": [ROW]}, 501, "no_explanation"),
+    "reasons": ({"path": "/predict?reason_codes=2", "json": [ROW]}, 501, "no_explanation"),
+    "no number of reasons": (
+        {"path": "/predict?reason_codes=x", "json": ROW},
+        400,
+        "bad_parameter",
+    ),
     "labels without a log": ({"path": "/feedback", "json": []}, 409, "no_log"),
 }
 

@@ -20,6 +20,7 @@ from ..files import new_folder, template_path
 from .app import App, create_app
 from .build import render_service
 from .image import server_packages
+from .why import told_reasons
 from ..settings import Mistake, Serve, Settings
 
 log = logging.getLogger("prodml.serve")
@@ -72,7 +73,8 @@ def service_app(folder: str | Path) -> App:
     folder = Path(folder)
     told = json.loads((folder / "service.json").read_text(encoding="utf-8"))
     serve = replace(Serve(**told["serve"]), log="", challenger="", gauge=False)
-    return create_app(folder / "release" / told["release"], **told["checks"], serve=serve)
+    known = {**told["checks"], "serve": serve, "why": told_reasons(told)}
+    return create_app(folder / "release" / told["release"], **known)
 
 # %% ../../nbs/serve/556_function.ipynb #20138a15
 FUNCTION = (

@@ -35,7 +35,7 @@ from .wire import Reply, Request, Route, refusal
 from ..settings import Serve
 
 # %% ../../nbs/serve/540_metrics.ipynb #c13373e8
-STAGES = ("parse", "validate", "predict", "log", "encode", "whole")
+STAGES = ("parse", "validate", "predict", "explain", "log", "encode", "whole")
 
 
 Counts = Mapping[str, int]

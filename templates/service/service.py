@@ -18,6 +18,7 @@ sys.path.insert(0, str(HERE))  # the copy of prodml beside this file goes first
 
 from prodml.serve.app import close_app, create_app, is_ready, start_app  # noqa: E402
 from prodml.serve.bento import untimed  # noqa: E402
+from prodml.serve.why import told_reasons  # noqa: E402
 from prodml.settings import Mistake, Serve  # noqa: E402
 
 told = json.loads((HERE / "service.json").read_text(encoding="utf-8"))
@@ -25,7 +26,8 @@ serve = Serve(**told["serve"])
 pointer = os.environ.get("PRODML_POINTER", HERE / "current")
 try:
     release = HERE / "release" / told["release"]
-    app = create_app(release, **told["checks"], serve=serve, pointer=pointer)
+    why = told_reasons(told)
+    app = create_app(release, **told["checks"], serve=serve, pointer=pointer, why=why)
 except Mistake as mistake:
     sys.exit(f"Not served. {mistake}")
 untimed()  # the application has a deadline of its own
