@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from ..deployment import Retrain
 from ..verdict import GateResult
+from .looks import level_of
 
 # %% ../../nbs/watch/724_policy.ipynb #37c41c85
 @dataclass(frozen=True)
@@ -39,9 +40,12 @@ class Decision:
 
 
 def alarm_of(result: GateResult) -> str:
-    """The gravest finding of a gate that fails; empty for any other verdict."""
-    failed = result.of("fail")
-    return str(failed[0]) if failed else ""
+    """The gravest finding of a gate that is an alert or a failure; empty if none is."""
+    for level in ("fail", "alert"):
+        found = [finding for finding in result.findings if level_of(finding) == level]
+        if found:
+            return str(found[0])
+    return ""
 
 # %% ../../nbs/watch/724_policy.ipynb #18bc7c9f
 DAY = dt.timedelta(days=1)
