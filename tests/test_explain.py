@@ -419,3 +419,30 @@ def test_training_writes_the_explanation_and_the_signature_covers_it(tmp_path):
     (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-1] + b"x")
     with pytest.raises(Refused, match=r"explanation\.npz was edited"):
         verify(folder, keys)
+
+
+@pytest.mark.parametrize("error", [KeyError("trees"), AttributeError("nodes"), ValueError("3")])
+def test_a_library_that_keeps_its_trees_another_way_stops_no_training(adult, monkeypatch, error):
+    contract, table = adult
+    pipeline = fitted(contract, table, boosted(XGBClassifier).set_params(n_estimators=5))
+
+    def other(model, classes):
+        raise error
+
+    monkeypatch.setattr(making, "trees_of", other)
+    made = make_explanation(pipeline, contract, table.features, table.features)
+    assert not made.exact and made.why.startswith("it could not be read off")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"age": np.array(["old"] * 2)}, "'age' must be an array of numbers"),
+        ({"age": np.zeros((2, 2))}, "'age' must be an array of numbers"),
+        ({"age": np.zeros(3, np.float32)}, "for 3 rows|for 2 rows"),
+    ],
+)
+def test_columns_that_were_not_checked_are_a_mistake(kept, adult, change, what):
+    rows = columns_of(adult[1].features.iloc[:2], adult[0]) | change
+    with pytest.raises(Mistake, match=what):
+        explanation_of(kept[0]).attribute(rows)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..contract import Column, check_rows
-from .encoding import Columns
+from .encoding import Columns, check_columns
 from .goal import Goal, allowed, changeable, options
 from .sampled import Answer
 from ..settings import Mistake
@@ -199,8 +199,8 @@ def counterfactuals(
     question to the model. Raises `Mistake` for several rows, or an unknown immutable column.
     """
     columns = changeable(goal.contract, immutable)
-    own = {column.name: row[column.name] for column in goal.contract.features}
-    if any(len(values) != 1 for values in own.values()):
+    own = {column.name: row[column.name] for column in goal.contract.features if column.name in row}
+    if check_columns(own, goal.contract) != 1:
         raise Mistake("a counterfactual is of one row at a time")
     asker = Asker(predict, own, goal, time.monotonic() + seconds)
     before = float(asker.ask([{}])[2][0])

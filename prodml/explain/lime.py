@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..contract import Column, Contract
-from .encoding import Columns
+from .encoding import Columns, check_columns
 from .sampled import Answer
 from ..settings import Mistake
 
@@ -160,7 +160,7 @@ def lime(
 
     Raises `Mistake` for several rows at once, too few drawn ones, or fewer than two seeds.
     """
-    many, top = len(row[pieces[0].column.name]), min(top, len(pieces))
+    many, top = check_columns(row, contract), min(top, len(pieces))
     if many != 1:
         raise Mistake(f"LIME explains one row at a time, not {many}")
     if rows < 10 * len(pieces) or len(seeds) < 2:

@@ -240,24 +240,24 @@ def waterfall(
     if not 0 <= row < len(told.values):
         raise Mistake(f"there is no row {row}: {len(told.values)} rows were explained")
     top = told.top(row, most, output)
-    steps = [(shown(name, columns[name][row]), effect) for name, effect in top]
+    steps = [(shown(n, columns[n][row]), effect, _error(told, row, n, output)) for n, effect in top]
     if rest := len(told.columns) - len(steps):
-        left = told.values[row, :, output].sum() - sum(effect for _, effect in steps)
-        steps.append((f"{rest} other column{'s' * (rest > 1)}", float(left)))
+        left = told.values[row, :, output].sum() - sum(effect for _, effect, _ in steps)
+        steps.append((f"{rest} other column{'s' * (rest > 1)}", float(left), ""))
     figure, axis = _axes(7, 1.2 + 0.4 * len(steps))
     at = base = float(told.base[output])
-    reach = np.abs([effect for _, effect in steps]).sum() or 1.0
-    for line, (_, effect) in enumerate(steps):
-        _arrow(axis, line, at, effect, reach)
+    reach = np.abs([effect for _, effect, _ in steps]).sum() or 1.0
+    for line, (_, effect, error) in enumerate(steps):
+        _arrow(axis, line, at, effect, reach, error)
         at += effect
-    axis.set_yticks(range(len(steps)), [label for label, _ in steps])
+    axis.set_yticks(range(len(steps)), [label for label, _, _ in steps])
     axis.set_ylim(len(steps) - 0.4, -0.6)
     for place, style in ((base, ":"), (at, "-")):
         axis.axvline(place, color="#8b97a6", lw=1, ls=style, zorder=0)
     axis.margins(x=0.14)
     end = f"{number(at)}{_chance(told, at)}"
     axis.set(xlabel=f"from the base {number(base)} (dotted) to {end} in {told.unit}")
-    said = "; ".join(f"{label}: {effect:+.3g}" for label, effect in steps)
+    said = "; ".join(f"{label}: {effect:+.3g}{error}" for label, effect, error in steps)
     return Picture(figure, f"From the base {number(base)} {told.unit}: {said}; in all {end}.")
 
 # %% ../../nbs/explain/322_plots.ipynb #0fedca4c
@@ -268,7 +268,13 @@ def _chance(told: Attributions, margin: float) -> str:
     return f" (a probability of {share:.3g})"
 
 
-def _arrow(axis: Any, line: int, at: float, effect: float, reach: float) -> None:
+def _error(told: Attributions, row: int, name: str, output: int) -> str:
+    if told.error is None:
+        return ""
+    return f" ± {told.error[row, told.columns.index(name), output]:.2g}"
+
+
+def _arrow(axis: Any, line: int, at: float, effect: float, reach: float, error: str) -> None:
     colour, up = (UP, True) if effect >= 0 else (DOWN, False)
     end, tip = at + effect, min(abs(effect), 0.02 * reach) * (1 if up else -1)
     shape = [(at, -0.3), (end - tip, -0.3), (end, 0), (end - tip, 0.3), (at, 0.3)]
@@ -283,6 +289,6 @@ def _arrow(axis: Any, line: int, at: float, effect: float, reach: float) -> None
     )
     where = (max(at, end), line)
     axis.annotate(
-        f"{effect:+.3g}", where, (5, 0), textcoords="offset points", va="center", fontsize=9
+        f"{effect:+.3g}{error}", where, (5, 0), textcoords="offset points", va="center", fontsize=9
     )
     axis.plot([end, end], [line, line + 1], color="#8b97a6", lw=0.7, zorder=0)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..contract import Contract, check_rows, read_contract
-from .encoding import Columns, Encoding, encoding_facts, read_encoding
+from .encoding import Columns, Encoding, check_columns, encoding_facts, read_encoding
 from .paths import Paths
 from .sampled import Answer, Walks, sample_rows
 from .terms import Terms
@@ -109,12 +109,11 @@ class Explanation:
     def attribute(self, columns: Columns, seconds: float = 1.0, seed: int = 0) -> Attributions:
         """The contributions to the rows of `columns`, arrays as a checked row has them.
 
-        `seconds` is what sampling may take for all rows; exact contributions take what they take.
-        Raises `Mistake` for rows without a feature of the contract.
+        `seconds` is what sampling may take for all rows, but one round is made for each; exact
+        contributions take what they take. Raises `Mistake` for columns that were not checked.
         """
+        check_columns(columns, self.contract)
         names = tuple(column.name for column in self.contract.features)
-        if absent := [name for name in names if name not in columns]:
-            raise Mistake(f"nothing to explain: the rows have no column {absent[0]!r}")
         error = None
         if isinstance(self.kernel, Walks):
             values, margin, error = sample_rows(self.kernel, columns, seconds, seed)
