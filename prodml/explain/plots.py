@@ -258,6 +258,7 @@ def waterfall(
     end = f"{number(at)}{_chance(told, at)}"
     axis.set(xlabel=f"from the base {number(base)} (dotted) to {end} in {told.unit}")
     said = "; ".join(f"{label}: {effect:+.3g}{error}" for label, effect, error in steps)
+    said = said.replace(r"\$", "$")
     return Picture(figure, f"From the base {number(base)} {told.unit}: {said}; in all {end}.")
 
 # %% ../../nbs/explain/322_plots.ipynb #0fedca4c
