@@ -2082,6 +2082,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'prodml.watch.news.arrive': ('watch/news.html#arrive', 'prodml/watch/news.py')},
             'prodml.watch.notify': { 'prodml.watch.notify.Alarm': ('watch/notify.html#alarm', 'prodml/watch/notify.py'),
                                      'prodml.watch.notify.Known': ('watch/notify.html#known', 'prodml/watch/notify.py'),
+                                     'prodml.watch.notify._ended': ('watch/notify.html#_ended', 'prodml/watch/notify.py'),
                                      'prodml.watch.notify._rank': ('watch/notify.html#_rank', 'prodml/watch/notify.py'),
                                      'prodml.watch.notify._remembered': ('watch/notify.html#_remembered', 'prodml/watch/notify.py'),
                                      'prodml.watch.notify.alarms_in': ('watch/notify.html#alarms_in', 'prodml/watch/notify.py'),

@@ -113,12 +113,12 @@ def notify(
         raise Mistake("there is nobody to tell: name a webhook, slack or smtp in [notify].")
     if test:
         title = f"{settings.project.name}: a test"
-        lines = ("This is a test. Messages of the monitor will look like it.",)
-        message = Message(title, "info", lines, {"schema": "prodml.message/1", "severity": "info"})
+        said = ("This is a test. Messages of the monitor will look like it.",)
+        message = Message(title, "info", said, {"schema": "prodml.message/1", "severity": "info"})
         done = [send(settings.notify, name, message) for name in channels(settings.notify)]
     else:
         done = tell(settings)
     told = {one.channel: one.error or "sent" for one in done}
-    lines = tuple(f"{name}: {what}" for name, what in told.items()) or ("Nothing waits.",)
-    answer(as_json, {"messages": told}, list(lines))
+    lines = [f"{name}: {what}" for name, what in told.items()] or ["Nothing waits."]
+    answer(as_json, {"messages": told}, lines)
     raise typer.Exit(1 if any(one.error for one in done) else 0)

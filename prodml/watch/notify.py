@@ -87,22 +87,24 @@ def heard(
             since = waiting.get(key, {}).get("since", now)
             waiting[key] = asdict(alarm) | {"since": since, "gone": False}
         over.pop(key, None)
-    told = dict(known.told)
-    for key, one in known.told.items():
-        if key not in every and one["source"] in sources:
-            over[key] = one["text"]
-            told.pop(key)
-    for key, one in waiting.items():
-        if key not in every and one["source"] in sources:
-            waiting[key] = one | {"gone": True}
-            if key in over:  # it was told before, so that it is over says it all
-                waiting[key] = one | {"gone": True, "drop": True}
-    kept = {key: one for key, one in waiting.items() if not one.get("drop")}
-    return Known(told, kept, over)
+    return _ended(Known(known.told, waiting, over), set(every), sources)
 
 
 def _rank(severity: str) -> int:
     return SEVERITIES.index(severity)
+
+# %% ../../nbs/watch/714_notify.ipynb #e5356f56
+def _ended(known: Known, standing: set[str], sources: set[str]) -> Known:
+    """The same, with what does not stand any more: what was told is over, what waits is gone."""
+    told, over, waiting = dict(known.told), dict(known.over), dict(known.waiting)
+    for key, one in known.told.items():
+        if key not in standing and one["source"] in sources:
+            over[key] = told.pop(key)["text"]
+    for key, one in known.waiting.items():
+        if key not in standing and one["source"] in sources:
+            waiting[key] = one | {"gone": True}
+    kept = {key: one for key, one in waiting.items() if not (one["gone"] and key in over)}
+    return Known(told, kept, over)
 
 # %% ../../nbs/watch/714_notify.ipynb #8ad0abe6
 def is_quiet(asked: Notify, now: dt.datetime) -> bool:
@@ -171,7 +173,7 @@ def _remembered(path: Path) -> dict[str, Known]:
     except (OSError, ValueError, TypeError, AttributeError):
         return {}  # everything is told once more
 
-
+# %% ../../nbs/watch/714_notify.ipynb #56b3e670
 def tell(
     settings: Settings,
     standing: Iterable[Alarm] = (),
