@@ -1458,6 +1458,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'prodml.serve.page.escaped': ('serve/page.html#escaped', 'prodml/serve/page.py'),
                                    'prodml.serve.page.examples': ('serve/page.html#examples', 'prodml/serve/page.py'),
                                    'prodml.serve.page.field': ('serve/page.html#field', 'prodml/serve/page.py'),
+                                   'prodml.serve.page.has_reasons': ('serve/page.html#has_reasons', 'prodml/serve/page.py'),
                                    'prodml.serve.page.holds': ('serve/page.html#holds', 'prodml/serve/page.py'),
                                    'prodml.serve.page.line': ('serve/page.html#line', 'prodml/serve/page.py'),
                                    'prodml.serve.page.listed': ('serve/page.html#listed', 'prodml/serve/page.py'),

@@ -12,9 +12,11 @@ import pytest
 from conftest import ROOT
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from processes import BIN, free_port, post, server
 from prometheus_client.parser import text_string_to_metric_families
-from released import released
+from released import PASSED, released, sealed
 from test_entities import arrow
+from test_function import read, url_event
 
 from prodml.contract import check_rows
 from prodml.deployment import Explain
@@ -26,7 +28,7 @@ from prodml.serve.arrow import MEDIA
 from prodml.serve.build import checks, render_service
 from prodml.serve.challenger import Pair
 from prodml.serve.features import write_features
-from prodml.serve.function import service_app
+from prodml.serve.function import lambda_handler, service_app
 from prodml.serve.reasons import explain_frame, explain_rows, load_explainer
 from prodml.serve.scorer import load_scorer
 from prodml.serve.why import Reasons
@@ -273,6 +275,44 @@ def test_rows_by_id_are_explained_too(small, tmp_path):
     assert ask(app, "/explain", {"application_id": "nobody"}).status_code == 422
 
 
+def test_a_release_that_takes_over_explains_itself(small, tmp_path):
+    rival = released(tmp_path, kind="linear", id="application_id")
+    app = App(load_scorer(small.folder))
+    app.swap(Pair(load_scorer(rival.folder)))
+    told = ask(app, "/explain", small.rows[:10]).json()
+    assert told["release"] == rival.folder.name
+    found = notebook(rival, small.rows[:10]).values[:, :, 0]
+    assert np.abs(contributions(rival.contract, told["explanations"]) - found).max() < 1e-6
+
+
+def test_without_an_onnx_form_it_is_the_same(small, tmp_path):
+    native = sealed(small, tmp_path, PASSED, native=True)
+    app = App(load_scorer(native.folder, native.settings.model.trusted))
+    told = ask(app, "/explain", small.rows[:20]).json()["explanations"]
+    found = notebook(small, small.rows[:20]).values[:, :, 0]
+    assert np.abs(contributions(small.contract, told) - found).max() < 1e-6
+
+
+def test_lambda_and_a_real_server_give_reasons(small, tmp_path):
+    """The query reaches the application whoever brings it."""
+    folder = render_service(small.settings, small.folder)
+    event = url_event("POST", "/predict", small.rows[:5], query="reason_codes=2")
+    status, answer = read(lambda_handler(service_app(folder))(event, None))
+    assert status == 200
+    led = [[r["column"] for r in row["reasons"]] for row in answer["predictions"]]
+    port = free_port()
+    command = [BIN / "bentoml", "serve", "--host", "127.0.0.1", "--port", port]
+    home = {"BENTOML_HOME": str(tmp_path)}
+    with server(command, port, tmp_path / "log", home, folder) as url:
+        status, answer = post(f"{url}/predict?reason_codes=2", small.rows[:5])
+        assert status == 200
+        assert [[r["column"] for r in row["reasons"]] for row in answer["predictions"]] == led
+        status, answer = post(f"{url}/explain", small.rows[:50])
+    found = notebook(small, small.rows[:50]).values[:, :, 0]
+    told = contributions(small.contract, answer["explanations"])
+    assert status == 200 and np.abs(told - found).max() < 1e-6
+
+
 # Sampling -----------------------------------------------------------------------------------------
 
 
@@ -351,7 +391,7 @@ def test_the_words_of_the_settings_travel_with_the_service(small):
             elif up:
                 assert one["text"] == f"{one['column']} speaks for yes"
             else:
-                assert one["text"].endswith("makes yes less likely")
+                assert one["text"].endswith("makes default = yes less likely")
     assert ask(app, "/explain", small.rows[:8]).status_code == 413
     assert "told_reasons" in (folder / "service.py").read_text()
 

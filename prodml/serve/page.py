@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Described', 'NAMES', 'PLACE', 'MOST_CHOICES', 'WORDS', 'WHAT', 'escaped', 'cell', 'line', 'field', 'policy', 'holds',
-           'column_line', 'command', 'examples', 'ways', 'listed', 'security', 'page']
+           'column_line', 'command', 'examples', 'ways', 'listed', 'security', 'has_reasons', 'page']
 
 # %% ../../nbs/serve/514_page.ipynb #c779643d
 import base64
@@ -186,6 +186,11 @@ def security(text: str) -> str:
     return f"default-src 'none'; {allowed}; img-src data:; {never}"
 
 # %% ../../nbs/serve/514_page.ipynb #09f8acb0
+def has_reasons(described: Described) -> bool:
+    """Whether the server that is described can be asked why."""
+    return bool(described["paths"].get("/predict", {}).get("post", {}).get("parameters"))
+
+
 def page(described: Described) -> tuple[str, str]:
     """(HTML, Content-Security-Policy) of the page for an OpenAPI description."""
     row = described["components"]["schemas"]["Row"]["properties"]
@@ -200,6 +205,7 @@ def page(described: Described) -> tuple[str, str]:
         "ABOUT": escaped(info["description"]),
         "RELEASE": escaped(info["version"]),
         "FIELDS": "\n".join(fields),
+        "WHY": "" if has_reasons(described) else " hidden",
         "ROW": "\n".join(column_line(name, one) for name, one in columns.items()),
         "WAYS": ways(described),
         **listed(described),

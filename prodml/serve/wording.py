@@ -38,11 +38,11 @@ def value_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 # %% ../../nbs/serve/517_wording.ipynb #83828bb0
-PLACES = ("column", "value", "unit", "usual", "outcome")
+PLACES = ("column", "value", "unit", "usual", "outcome", "target")
 WAYS = ("up", "down")
 PLAIN = {
-    True: ("{column} = {value} makes {outcome} more likely",
-           "{column} = {value} makes {outcome} less likely"),
+    True: ("{column} = {value} makes {target} = {outcome} more likely",
+           "{column} = {value} makes {target} = {outcome} less likely"),
     False: ("{column} = {value} raises {outcome}", "{column} = {value} lowers {outcome}"),
 }  # fmt: skip
 Pieces = list[tuple[str, str]]  # a text, and the place that follows it; the last has none
@@ -69,7 +69,8 @@ class Wording:
     """The sentences of reasons for the columns of one contract."""
 
     def __init__(self, contract: Contract, texts: Mapping[str, str] | None = None) -> None:
-        own, self.columns = texts or {}, {column.name: column for column in contract.features}
+        own, self.target = texts or {}, contract.target
+        self.columns = {column.name: column for column in contract.features}
         plain = dict(zip(WAYS, PLAIN[bool(contract.classes)], strict=True))
         self.pieces: dict[tuple[str, str], Pieces] = {}
         for name in self.columns:
@@ -86,6 +87,7 @@ class Wording:
             "unit": column.unit,
             "usual": value_text(column.fill),
             "outcome": outcome,
+            "target": self.target,
             "": "",
         }
         return "".join(said + places[place] for said, place in self.pieces[name, WAYS[not up]])
