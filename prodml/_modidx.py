@@ -1861,6 +1861,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'prodml.serve.wording.Wording.text': ('serve/wording.html#wording.text', 'prodml/serve/wording.py'),
                                       'prodml.serve.wording.pieces_of': ('serve/wording.html#pieces_of', 'prodml/serve/wording.py'),
                                       'prodml.serve.wording.plain_value': ('serve/wording.html#plain_value', 'prodml/serve/wording.py'),
+                                      'prodml.serve.wording.usual_text': ('serve/wording.html#usual_text', 'prodml/serve/wording.py'),
                                       'prodml.serve.wording.value_text': ('serve/wording.html#value_text', 'prodml/serve/wording.py'),
                                       'prodml.serve.wording.wrong_text': ('serve/wording.html#wrong_text', 'prodml/serve/wording.py')},
             'prodml.settings': { 'prodml.settings.Behaviour': ('settings.html#behaviour', 'prodml/settings.py'),

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -9,9 +10,12 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from processes import BIN, free_port, server
+from released import released
 from test_app import ROW, TOKEN, made
 
 from prodml.ini import parse_settings
+from prodml.serve.build import render_service
 from prodml.serve.messages import FAILURES
 from prodml.serve.rate import Rates
 from prodml.settings import Mistake, Serve
@@ -146,3 +150,22 @@ def test_the_description_tells_of_it_where_it_is_limited():
     assert {"/predict", "/invocations", "/v2/models/credit/infer", "/docs"} <= found
     assert not {"/metrics", "/readyz", "/ping", "/v2/health/live"} & found
     assert "rate = " in (ROOT / "settings.ini").read_text()
+
+
+def test_a_real_server_knows_who_asks(tmp_path):
+    """BentoML hands on the address, and what a proxy of this machine says of who is behind it."""
+    small = released(tmp_path / "small", kind="linear")
+    serve = Serve(rate=0.01, burst=2)
+    folder, port = render_service(replace(small.settings, serve=serve), small.folder), free_port()
+    command = [BIN / "bentoml", "serve", "--host", "127.0.0.1", "--port", port]
+    home = {"BENTOML_HOME": str(tmp_path)}
+    with server(command, port, tmp_path / "log", home, folder) as url:
+
+        def codes(**headers):
+            one = {"json": small.rows[0], "headers": headers}
+            return [httpx.post(f"{url}/predict", **one).status_code for _ in range(3)]
+
+        assert codes() == [200, 200, 429]
+        assert httpx.get(f"{url}/readyz").status_code == httpx.get(f"{url}/metrics").status_code
+        behind = {"x-forwarded-for": "192.0.2.77"}
+        assert codes(**behind) == [200, 200, 429]

@@ -10,6 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from processes import BIN, free_port, post, server
@@ -18,7 +20,7 @@ from released import PASSED, released, sealed
 from test_entities import arrow
 from test_function import read, url_event
 
-from prodml.contract import check_rows
+from prodml.contract import Column, Contract, check_rows
 from prodml.deployment import Explain
 from prodml.explain.sampled import Walks
 from prodml.explain.shap import FILE, Explanation, answer_of, asking, explanation_of, pack
@@ -32,7 +34,7 @@ from prodml.serve.function import lambda_handler, service_app
 from prodml.serve.reasons import explain_frame, explain_rows, load_explainer
 from prodml.serve.scorer import load_scorer
 from prodml.serve.why import Reasons
-from prodml.serve.wording import wrong_text
+from prodml.serve.wording import Wording, value_text, wrong_text
 from prodml.settings import Mistake, Serve
 
 KINDS = ("xgboost", "linear", "forest")
@@ -375,11 +377,11 @@ up = {column} speaks for {outcome}
 
 
 def test_the_words_of_the_settings_travel_with_the_service(small):
-    settings = replace(small.settings, reasons=parse_settings(WORDS).reasons, text=WORDS)
-    settings = replace(settings, explain=Explain(seconds=0.5, max_rows=7))
-    folder = render_service(settings, small.folder)
+    asked = replace(small.settings, reasons=parse_settings(WORDS).reasons, text=WORDS)
+    asked = replace(asked, explain=Explain(seconds=0.5, max_rows=7))
+    folder = render_service(asked, small.folder)
     app = service_app(folder)
-    assert app.why.limits.max_rows == 7 and app.why.texts == settings.reasons
+    assert app.why.limits.max_rows == 7 and app.why.texts == asked.reasons
     told = ask(app, "/explain", small.rows[:7]).json()["explanations"]
     for row, sent in zip(told, small.rows, strict=False):
         for one in row["contributions"]:
@@ -396,9 +398,27 @@ def test_the_words_of_the_settings_travel_with_the_service(small):
     assert "told_reasons" in (folder / "service.py").read_text()
 
 
+PLACED = st.lists(st.sampled_from(["{value}", "{", "}", "{{", "}}", "{usual", "x ", "{0}", "{}"]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=30) | PLACED.map("".join), st.sampled_from([None, 0.1, 30, True, "a{b}"]))
+def test_any_text_is_said_or_is_a_mistake(text, value):
+    age = Column("age", "number", "feature", fill=40.0)
+    contract = Contract("c", "binary", "y", ("no", "yes"), (age,))
+    found = wrong_text(contract, {"age": text})
+    if found:
+        assert found[0] == "age"
+        return
+    said = Wording(contract, {"age": text}).text("age", value, up=True, outcome="yes")
+    plain = text.format(value=value_text(value), usual="40", column="age", unit="", outcome="yes",
+                        target="y")  # fmt: skip
+    assert said == plain
+
+
 def test_the_words_of_the_demo_can_be_said_of_it(small):
-    settings = read_settings(ROOT)
-    assert settings.reasons and wrong_text(small.contract, settings.reasons) is None
+    texts = read_settings(ROOT).reasons
+    assert texts and wrong_text(small.contract, texts) is None
 
 
 @pytest.mark.parametrize(
@@ -414,9 +434,9 @@ def test_the_words_of_the_demo_can_be_said_of_it(small):
 )
 def test_words_that_could_never_be_said_are_a_mistake_of_the_build(small, right, wrong, line):
     text = WORDS.replace(right, wrong, 1)
-    settings = replace(small.settings, reasons=parse_settings(text).reasons, text=text)
+    asked = replace(small.settings, reasons=parse_settings(text).reasons, text=text)
     with pytest.raises(Mistake, match=line):
-        render_service(settings, small.folder)
+        render_service(asked, small.folder)
 
 
 # What is described --------------------------------------------------------------------------------

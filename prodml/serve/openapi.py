@@ -17,7 +17,14 @@ import msgspec
 
 from ..contract import CODES, Contract
 from ..deployment import Explain, Serve
-from .messages import FAILURES, content, failures, message_schemas, tensor_example
+from prodml.serve.messages import (
+    FAILURES,
+    MOST_REASONS,
+    content,
+    failures,
+    message_schemas,
+    tensor_example,
+)
 from .page import page
 from .schema import example_row
 from .scorer import Scorer
@@ -87,7 +94,7 @@ REASONS = {
     "name": "reason_codes",
     "in": "query",
     "description": "How many of the columns that led to each answer are told beside it.",
-    "schema": {"type": "integer", "minimum": 1, "maximum": 50},
+    "schema": {"type": "integer", "minimum": 1, "maximum": MOST_REASONS},
     "example": 3,
 }
 
