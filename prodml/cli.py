@@ -11,11 +11,20 @@ import sys
 
 import typer
 
-from .commands import champion, change, make, monitor, releases, report, ship
+from .commands import champion, change, make, monitor, releases, report, schedule, ship
 from .commands.terminal import app
 from .settings import Mistake
 
-COMMANDS = (make, report, releases, ship, champion, change, monitor)  # the pages that hold them
+COMMANDS = (
+    make,
+    report,
+    releases,
+    ship,
+    champion,
+    change,
+    monitor,
+    schedule,
+)  # the pages that hold them
 
 # %% ../nbs/990_cli.ipynb #cc63db9a
 REFUSALS = ("Refused", "Outrun")
