@@ -110,7 +110,9 @@ def later_rows(
             paths[name] = str(Path(path).resolve())
     rows = {"source": paths["source"], "since": since, "until": until}
     judged = rows | {"labels": paths["labels"], "as_of": as_of}
-    return {"drift": rows, "performance": judged, "fairness": judged}
+    found = {"drift": rows, "performance": judged, "fairness": judged}
+    watched = "max_attribution_shift" in settings.limits.explanation
+    return found | ({"explanation": rows} if watched else {})
 
 # %% ../nbs/950_pipeline.ipynb #4b568965
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ STARTING_LIMITS: Mapping[str, Mapping[str, str]] = {
         "max_noise_drop = 0.05\nmax_missing_drop = 0.10",
         "performance": "max_error_increase = 0.05\nmax_calibration_shift = 0.05\n"
         "max_ranking_drop = 0.05",
+        "explanation": "min_surrogate_r2 = 0.30       ; of a small tree that imitates the model",
     },
     "multiclass": {
         "correctness": "min_skill = 0.05         ; better than always answering the class shares",
@@ -35,6 +36,7 @@ STARTING_LIMITS: Mapping[str, Mapping[str, str]] = {
         "stability": "max_seed_deviation = 0.02\nmax_churn = 0.20\n"
         "max_noise_drop = 0.05\nmax_missing_drop = 0.10",
         "performance": "max_error_increase = 0.05\nmax_calibration_shift = 0.05",
+        "explanation": "min_surrogate_agreement = 0.50 ; of a small tree that imitates the model",
     },
     "regression": {
         "correctness": "min_r2 = 0.30",
@@ -43,6 +45,7 @@ STARTING_LIMITS: Mapping[str, Mapping[str, str]] = {
         "max_noise_drop = 0.10\nmax_missing_drop = 0.20",
         "performance": "max_mae_increase = 0.25    ; in shares of the error at release\n"
         "max_bias_shift = 0.25",
+        "explanation": "min_surrogate_r2 = 0.30       ; of a small tree that imitates the model",
     },
 }
 

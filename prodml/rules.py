@@ -81,7 +81,7 @@ def _serving(s: Serve) -> list[Rule]:
 GOALS = ("better", "no_worse")
 SEVERITIES = ("warn", "inconclusive", "fail", "error")
 TRIGGERS = ("drift", "performance", "schedule")
-WATCHED = ("drift", "performance", "fairness")
+WATCHED = ("drift", "performance", "fairness", "explanation")
 _QUIET = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 
 

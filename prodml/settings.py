@@ -93,12 +93,15 @@ class Limits:
     confidence: float = 0.95
     minimum_rows: int = 100  # a smaller group is said to be too small
     intersections: int = 2  # how many sensitive columns are crossed; 1: none
-    required: tuple[str, ...] = ("correctness", "fairness", "stability", "drift", "card")
+    required: tuple[str, ...] = (
+        *("correctness", "fairness", "stability", "drift", "explanation", "card"),
+    )
     correctness: Mapping[str, float] = field(default_factory=dict)
     fairness: Mapping[str, float] = field(default_factory=dict)
     stability: Mapping[str, float] = field(default_factory=dict)
     drift: Mapping[str, float] = field(default_factory=dict)
     performance: Mapping[str, float] = field(default_factory=dict)
+    explanation: Mapping[str, float] = field(default_factory=dict)
 
 # %% ../nbs/004_settings.ipynb #fb30fb71
 MEASURES: Mapping[str, tuple[str, ...]] = {
@@ -125,6 +128,11 @@ MEASURES: Mapping[str, tuple[str, ...]] = {
     "performance": (
         *("max_error_increase", "max_calibration_shift", "max_ranking_drop"),
         *("max_mae_increase", "max_bias_shift", "min_label_coverage"),
+    ),
+    "explanation": (
+        *("max_additivity_gap", "min_seed_agreement", "min_permutation_agreement"),
+        *("min_lime_agreement", "min_lime_stability"),
+        *("min_surrogate_r2", "min_surrogate_agreement", "max_attribution_shift"),
     ),
 }
 GATES = (*MEASURES, "card")  # the card has no limits: it is filled in, or it is not

@@ -11,7 +11,7 @@ from cards import filled
 from conftest import ROOT
 from processes import prodml
 
-GATES = {"correctness", "fairness", "stability", "drift", "card"}
+GATES = {"correctness", "fairness", "stability", "drift", "explanation", "card"}
 
 
 def facts(process):
@@ -172,6 +172,10 @@ def test_a_real_table_with_limits_it_meets_is_released(data, tmp_path):
         "max_two_sample_auc": 1,
         "max_selection_rate_difference": 1,
         "max_true_positive_rate_difference": 1,
+        "max_attribution_shift": 50,
+        "min_seed_agreement": -1,
+        "min_permutation_agreement": -1,
+        "min_surrogate_r2": -9,
     }
     lines = [
         f"{key} = {loose[key]}" if (key := line.split(" = ")[0]) in loose else line
