@@ -90,6 +90,19 @@ def environment(place, packages):
     return python
 
 
+def beside(place, packages):
+    """The Python of an environment of `packages`, and behind them all that is installed here.
+
+    For what cannot live beside our own versions of something: theirs are found first.
+    """
+    python = environment(place, packages)
+    site = next(Path(place).glob("lib/python3*/site-packages"))
+    behind = [p for p in sys.path if p.endswith("site-packages")]
+    root = Path(__file__).resolve().parents[1]
+    (site / "behind.pth").write_text("\n".join([str(root), *behind]))
+    return python
+
+
 def post(url, body):
     """(status, answer) of a JSON request."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
