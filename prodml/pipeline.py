@@ -19,6 +19,7 @@ from .explain.making import save_explanation
 from .files import template_path
 from .gates.candidate import Progress, make_candidate, silent
 from .release.attestation import judge_gates
+from .release.mirror import mirror
 from .release.registry import open_registry
 from .release.store import seal
 from .report.card import card_texts, made_at, write_card
@@ -125,7 +126,7 @@ class Outcome:
     candidate: Path
     release: Path
     index: Path
-    unregistered: str = ""  # why the registry does not know the release
+    unregistered: str = ""  # why the registry, or its mirror, does not show it
 
     @property
     def reasons(self) -> list[str]:
@@ -170,9 +171,10 @@ def run(settings: Settings, progress: Progress = silent) -> Outcome:
 
 # %% ../nbs/950_pipeline.ipynb #37b24345
 def register(settings: Settings, release: Path) -> str:
-    """Why the sealed `release` could not be added to the registry; empty if it is there."""
+    """Why the sealed `release` is not in the registry or its mirror; empty if all is well."""
     try:
         open_registry(settings).add(release)
+        mirror(settings)
     except Mistake as mistake:
         return str(mistake)
     return ""

@@ -102,7 +102,7 @@ def test_an_upload_that_broke_off_is_no_release_and_is_mended(tmp_path, memory, 
         return whole(self, *arguments, **named)
 
     monkeypatch.setattr(type(disk), "put_file", breaks)
-    with pytest.raises(Mistake, match="cannot be reached.*ConnectionResetError: gone"):
+    with pytest.raises(Mistake, match=r"cannot be reached.*ConnectionResetError: gone"):
         open_registry(here).promote(a, **ME)
     registry = open_registry(here)
     assert Shelf(memory).names() == [] and registry.current() == "" and registry.releases() == []

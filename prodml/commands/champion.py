@@ -34,19 +34,19 @@ def author_of(name: str) -> str:
 def tell(change: "Change", as_json: bool) -> None:
     """Nothing; prints what moved and who was told. Exit code 1 if the servers were not."""
     entry = change.entry
-    moved = (
-        f"{entry.alias} is {entry.after}, and was {entry.before or 'none'} (entry {entry.number})"
-    )
-    lines = [f"{entry.alias} is {entry.after} already, since entry {entry.number}."]
-    lines = lines if change.already else [f"{moved}."]
+    lines = [f"{entry.alias} is {entry.after}, and was {entry.before or 'none'}."]
+    if change.already:
+        lines = [f"{entry.alias} is {entry.after} already, since entry {entry.number}."]
     if change.pointer is not None:
         lines.append("Running servers of this project exchange their model within two seconds.")
     if change.untold:
         lines.append(f"Running servers were NOT told, and go on as before: {change.untold}")
         lines.append("Mend that, and run this again; or the next `prodml serve` does it.")
+    if change.unmirrored:
+        lines.append(f"It is not shown in MLflow yet: {change.unmirrored}")
     facts: dict[str, Any] = {"entry": entry.to_dict(), "already": change.already}
-    told = change.pointer.champion if change.pointer is not None else ""
-    answer(as_json, facts | {"pointed": told, "untold": change.untold}, lines)
+    facts["pointed"] = change.pointer.champion if change.pointer is not None else ""
+    answer(as_json, facts | {"untold": change.untold, "unmirrored": change.unmirrored}, lines)
     if change.untold:
         raise typer.Exit(1)
 
@@ -104,6 +104,5 @@ def history(
     if export is not None:
         facts["export"] = registry.export(export, alias)
         lines = [f"Wrote {len(entries)} entries to {export}"]
-    answer(
-        as_json, facts, lines or ["Nothing was promoted yet: prodml promote RELEASE --reason WHY"]
-    )
+    nothing = "Nothing was promoted yet: prodml promote RELEASE --reason WHY"
+    answer(as_json, facts, lines or [nothing])

@@ -79,7 +79,7 @@ def run(project: ProjectOption = Path("."), as_json: JsonOption = False) -> None
     lines = [f"{ICONS[verdict]} {name}: {verdict}" for name, verdict in gates.items()]
     lines += [f"    {why}" for why in outcome.reasons]
     lines += [f"Release  {outcome.release}", f"Reports  {outcome.index}"]
-    lines += [f"Not in the registry: {outcome.unregistered}"] if outcome.unregistered else []
+    lines += [f"Not registered everywhere: {outcome.unregistered}"] if outcome.unregistered else []
     option = "" if project == Path(".") else f" -p {project}"
     refused = "This release will not be built or served. Mend the model, the data or the limits."
     lines.append(f"Next: prodml build{option} && prodml serve{option}" if ships else refused)

@@ -142,7 +142,7 @@ def open_ledger(settings: Settings) -> sa.Engine:
     try:
         if url.get_backend_name() == "sqlite":
             Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
-            engine = sa.create_engine(url, poolclass=sa.NullPool)
+            engine = sa.create_engine(url)
             sa.event.listen(engine, "connect", _prepared)
             sa.event.listen(engine, "begin", _begun)
         else:

@@ -106,22 +106,30 @@ class Change:
     already: bool = False  # it was so before
     pointer: Pointer | None = None  # as it was written; none if it was right before
     untold: str = ""  # why the servers were not told
+    unmirrored: str = ""  # why MLflow does not show it yet
 
 
 def _told(settings: Settings, entry: "Entry", already: bool) -> Change:
-    if entry.alias != CHAMPION:
-        return Change(entry, already)
+    from prodml.release.mirror import mirror
+
+    pointer, untold, unmirrored = None, "", ""
+    if entry.alias == CHAMPION:
+        try:
+            pointer = follow_champion(settings)
+        except Mistake as mistake:
+            untold = str(mistake)
     try:
-        return Change(entry, already, follow_champion(settings))
+        mirror(settings)
     except Mistake as mistake:
-        return Change(entry, already, untold=str(mistake))
+        unmirrored = str(mistake)
+    return Change(entry, already, pointer, untold, unmirrored)
 
 
 def _loads(settings: Settings, release: str, alias: str) -> None:
     if alias == CHAMPION:
         load(find_release(settings, release), Checks(**checks(settings)))
 
-
+# %% ../../nbs/serve/562_champion.ipynb #82bff2cd
 def promote(
     settings: Settings,
     release: str,
