@@ -1,0 +1,229 @@
+"""A retrain to its end: promoted, kept, outrun, cut off at every step, and as a command."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from processes import prodml
+from released import PASSED
+
+from prodml.gates.candidate import make_candidate
+from prodml.ini import parse_settings, read_settings
+from prodml.release.registry import open_registry
+from prodml.release.store import seal
+from prodml.settings import Mistake
+from prodml.verdict import Verdict
+from prodml.watch.attempts import attempts, attempts_folder
+from prodml.watch.lock import Busy, alone
+from prodml.watch.looks import Look, Seen, looks_folder
+from prodml.watch.retrain import labelled_rows, retrain
+
+INI = """
+[project]
+name = credit demo
+[data]
+source = demo
+target = default
+positive = yes
+time = applied_on
+id = application_id
+until = 2024-07-01
+sensitive = sex
+drop = true_probability, group
+[model]
+candidates = linear
+trials = 1
+[limits]
+required = correctness
+[correctness]
+min_roc_auc = 0.60
+[retrain]
+window = 120
+"""
+
+
+@dataclass(frozen=True)
+class Sealed:
+    release: Path
+    run_id: str
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
+
+
+def sealed(settings, progress):
+    """A release of what is asked for, without its reports."""
+    many = len(list((settings.folder / "candidates").glob("*")))
+    folder = make_candidate(settings.folder / "candidates" / f"c{many}", settings)
+    return Sealed(seal(folder, [], [PASSED], settings, f"r{many}"), f"r{many}", Verdict.PASS)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """(settings, the champion's name) of a project that learned from half a year."""
+    (tmp_path / "settings.ini").write_text(INI)
+    settings = read_settings(tmp_path / "settings.ini")
+    champion = sealed(settings, None).release.name
+    open_registry(settings).promote(champion, author="ada", reason="the first")
+    return settings, champion
+
+
+def looked(settings, release, *alarms):
+    """Nothing; a look at `release` is on record, with `alarms`."""
+    place = looks_folder(settings) / "0001"
+    place.mkdir(parents=True)
+    seen = (Seen("performance", "fail", "", ""),)
+    span = "2025-11-01", "2025-12-01", "2025-12-01"
+    look = Look(1, release, *span, Verdict.FAIL, 1, 900, 1, 0, seen, alarms)
+    (place / "look.json").write_text(look.to_json())
+
+
+def current(settings):
+    return open_registry(settings).current()
+
+
+def test_an_alarm_makes_a_challenger_that_is_better_the_champion(project):
+    settings, old = project
+    looked(settings, old, "performance fail: ranking_drop: +0.2", "drift notice: shift (income)")
+    done = retrain(settings, sealed, as_of="2026-01-01")
+    assert done.promoted and done.decision.trigger == "performance"
+    new = current(settings)
+    entry = open_registry(settings).journal("champion")[-1]
+    assert (entry.before, entry.after) == (old, new) == (old, done.attempt.release)
+    assert entry.author == "prodml retrain" and "gain_in_roc_auc: +" in entry.reason
+    assert entry.evidence["attempt"] == done.attempt.name
+    assert entry.evidence["asked"].startswith("performance: ranking_drop")
+    assert attempts(settings) == [done.attempt] and done.attempt.entry == entry.number
+    kept = pd.read_parquet(attempts_folder(settings) / f"{done.attempt.name}.parquet")
+    assert kept["applied_on"].min() > pd.Timestamp("2025-08-20") and kept["default"].notna().all()
+    again = retrain(settings, sealed, as_of="2026-01-02")
+    assert not again.decision.retrain and "7 must pass" in again.decision.reason
+
+
+def test_the_champion_may_win(project):
+    settings, old = project
+    done = retrain(settings, sealed, "to see", as_of="2025-03-01")
+    assert done.attempt.state == "kept" and not done.promoted and current(settings) == old
+    assert "to be above 0" in done.attempt.why and len(open_registry(settings).journal()) == 1
+
+
+def test_a_look_at_another_release_and_a_broken_report_ask_for_nothing(project):
+    settings, old = project
+    looked(settings, "0123456789ab", "performance fail: ranking_drop: +0.2")
+    assert not retrain(settings, sealed, as_of="2026-01-01").decision.retrain
+    (looks_folder(settings) / "0001" / "look.json").unlink()
+    (looks_folder(settings) / "0001").rmdir()
+    looked(settings, old, "performance error: the kernel died", "drift notice: shift (age)")
+    assert not retrain(settings, sealed, as_of="2026-01-01").decision.retrain
+    assert attempts(settings) == []
+
+
+def test_somebody_who_promotes_meanwhile_is_not_overruled(project):
+    settings, old = project
+    other = replace(settings, data=replace(settings.data, until="2024-06-01"))
+
+    def make(asked, progress):
+        made = sealed(asked, progress)
+        theirs = sealed(other, progress).release.name
+        open_registry(settings).promote(theirs, author="bob", reason="mine")
+        return made
+
+    done = retrain(settings, make, "to see", as_of="2026-01-01")
+    assert done.attempt.state == "outrun" and "bob" in done.attempt.why
+    assert open_registry(settings).journal()[-1].author == "bob" and current(settings) != old
+
+
+def test_one_at_a_time_and_never_without_a_champion(project, tmp_path):
+    settings, _ = project
+    with alone(attempts_folder(settings) / "lock", "retrain"), pytest.raises(Busy):
+        retrain(settings, sealed, "to see")
+    none = parse_settings(INI, tmp_path / "none" / "settings.ini")
+    with pytest.raises(Mistake, match="nothing is the champion"):
+        retrain(none, sealed, "to see")
+
+
+def test_data_that_makes_no_model_is_a_failed_attempt(project):
+    settings, old = project
+
+    def make(asked, progress):
+        raise Mistake("the disk is full")
+
+    done = retrain(settings, make, "to see", as_of="2026-01-01")
+    assert done.attempt.state == "failed" and "disk is full" in done.attempt.why
+    assert current(settings) == old
+    with pytest.raises(Mistake, match="no outcome"):
+        without = settings.root / "rows.csv"
+        rows = labelled_rows(settings, as_of="2026-01-01").drop(columns="default")
+        rows.to_csv(without, index=False)
+        labelled_rows(settings, str(without))
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import test_retrain
+from prodml.ini import read_settings
+from prodml.watch import retrain as module
+
+keep = module.keep
+
+def dying(settings, attempt, **changed):
+    state = changed.get("state", "training")
+    if state == "promoted":
+        os.kill(os.getpid(), signal.SIGKILL)  # the alias has moved, the record has not
+    made = keep(settings, attempt, **changed)
+    if state == {state!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made
+
+module.keep = dying
+settings = read_settings({ini!r})
+module.retrain(settings, test_retrain.sealed, "to see", as_of="2026-01-01")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["training", "sealed", "compared", "promoted"])
+def test_a_retrain_that_is_killed_at_a_step_can_be_run_again(project, state):
+    settings, old = project
+    ini = str(settings.root / "settings.ini")
+    code = KILLED.format(tests=str(Path(__file__).parent), state=state, ini=ini)
+    dead = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300)
+    assert dead.returncode == -signal.SIGKILL, dead.stderr[-2000:]
+    served = current(settings)
+    assert (served == old) == (state != "promoted")
+    made = len(list((settings.folder / "candidates").glob("*")))
+    done = retrain(settings, sealed, "to see", as_of="2026-01-01")
+    assert done.promoted and current(settings) == done.attempt.release != old
+    again = len(list((settings.folder / "candidates").glob("*"))) - made
+    assert again == (state == "training")  # a sealed challenger is not made twice
+    states = [one.state for one in attempts(settings)]
+    assert states == (["abandoned"] if state == "training" else []) + ["promoted"]
+    assert len(open_registry(settings).journal()) == 2
+
+
+@pytest.mark.slow
+def test_the_commands_retrain_and_simulate(tmp_path):
+    text = INI.replace("linear", "linear, xgboost").replace("min_roc_auc = 0.60", "")
+    (tmp_path / "settings.ini").write_text(text + "[monitor]\nperiod = 1MS\n")
+    first = prodml("run", "-p", tmp_path, "--json")
+    release = Path(json.loads(first.stdout)["release"]).name
+    none = prodml("retrain", "-p", tmp_path)
+    assert none.returncode == 2 and "nothing is the champion" in none.stderr
+    assert prodml("promote", release, "--reason", "the first", "-p", tmp_path).returncode == 0
+    calm = prodml("retrain", "--as-of", "2025-03-01", "-p", tmp_path)
+    assert calm.returncode == 0 and calm.stdout.startswith("no retrain: no alarm")
+    asked = ("retrain", "--because", "a new rule", "--as-of", "2026-01-01", "-p", tmp_path)
+    told = json.loads(prodml(*asked, "--json").stdout)
+    assert told["promoted"] and told["attempt"]["trigger"] == "request", told
+    journal = json.loads(prodml("history", "-p", tmp_path, "--json").stdout)["entries"]
+    assert journal[-1]["after"] == told["attempt"]["release"] != release
+    tried = prodml("simulate", "--start", "2025-06-01", "--no-shuffle", "-p", tmp_path, "--json")
+    seen = json.loads(tried.stdout)
+    assert tried.returncode == 0 and seen["verdict"] == "pass", tried.stdout + tried.stderr
+    page = (tmp_path / "reports" / seen["report"].split("reports/")[1]).read_text()
+    assert '<img alt="never: mean' in page and "SYNTHETIC" in page
