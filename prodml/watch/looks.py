@@ -116,7 +116,9 @@ def record(place: Path, runs: Iterable[Run], pages: Path, again: bool = False) -
     plan, runs = read_plan(place), tuple(runs)
     seen = []
     for run in runs:
-        page = run.html.relative_to(pages).as_posix() if run.html.exists() else ""
+        page = (
+            run.html.resolve().relative_to(pages.resolve()).as_posix() if run.html.exists() else ""
+        )
         seen.append(Seen(run.name, run.status, run.error, page))
     verdicts = [Verdict.FAIL if run.status == "error" else Verdict(run.status) for run in runs]
     alarms = tuple(alarm for run in runs for alarm in alarms_of(run))
