@@ -287,6 +287,14 @@ def test_a_release_that_takes_over_explains_itself(small, tmp_path):
     assert np.abs(contributions(rival.contract, told["explanations"]) - found).max() < 1e-6
 
 
+def test_a_text_for_a_column_that_another_release_lacks_is_left_out(small, caplog):
+    said = Reasons(texts={"shoe_size": "Large feet", "income": "Income of {value}"})
+    app = App(load_scorer(small.folder), why=said)
+    told = ask(app, "/explain", small.rows[0]).json()["explanations"][0]["contributions"]
+    (income,) = [one["text"] for one in told if one["column"] == "income"]
+    assert income.startswith("Income of") and "shoe_size" in caplog.text
+
+
 def test_without_an_onnx_form_it_is_the_same(small, tmp_path):
     native = sealed(small, tmp_path, PASSED, native=True)
     app = App(load_scorer(native.folder, native.settings.model.trusted))
