@@ -111,6 +111,15 @@ def test_a_model_without_onnx_answers_alike_by_every_way(small, tmp_path):
         assert np.abs(told(small, way(app, rows)) - small.answers[:40]).max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["linear", "forest"])
+def test_no_bit_of_an_answer_depends_on_the_company(kind, tmp_path):
+    made = released(tmp_path, kind=kind)
+    app, rows = App(load_scorer(made.folder), Serve()), made.rows[:200]
+    exact = [one["probability"] for one in listed(app, rows)]
+    for way in (alone, together, streamed):
+        assert [one["probability"] for one in way(app, rows)] == exact, way.__name__
+
+
 def test_the_batch_by_pandas_answers_alike(app, small):
     import pandas as pd
 

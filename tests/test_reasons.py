@@ -235,6 +235,13 @@ def test_a_question_is_no_decision(small, tmp_path):
 # What may be asked --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("query", ["no_reason_codes=3", "a=reason_codes"])
+def test_who_does_not_ask_for_reasons_gets_none(app, small, query):
+    told = ask(app, f"/predict?{query}", small.rows[:2]).json()
+    assert all("reasons" not in one for one in told["predictions"])
+    assert "reasons" in ask(app, "/predict?reason%5Fcodes=1", small.rows[:1]).text
+
+
 @pytest.mark.parametrize("query", ["0", "51", "-1", "1.5", "many", "", "3&reason_codes=3", "²"])
 def test_a_number_of_reasons_that_is_none_is_refused(small, query):
     app = App(load_scorer(small.folder))

@@ -12,7 +12,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import starmap
 from pathlib import Path
@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from ..contract import CODES, Checked, Contract, check_rows, read_contract
+from .alone import steady
 from .messages import FAILURES
 from ..settings import Mistake
 
@@ -280,4 +281,4 @@ def load_scorer(folder: str | Path, trusted: Sequence[str] = ()) -> Scorer:
         scorer.predict(check_rows(contract, [contract.example()]).columns)
     except (ValueError, ArithmeticError) as error:
         raise Mistake(f"the model of {folder.name} does not fit its contract: {error}") from None
-    return scorer
+    return scorer if native else replace(scorer, run=steady(run, contract))

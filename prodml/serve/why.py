@@ -197,9 +197,8 @@ class Why(NamedTuple):
         reasoned = self.reasoned
 
         def route(request: Request) -> Any:
-            if request.query and "reason_codes" in request.query:
-                return reasoned(request)
-            return predict(request)
+            asked = request.query and reasons_wanted(request.query)
+            return reasoned(request) if asked else predict(request)
 
         return route
 
