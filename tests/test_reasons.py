@@ -236,7 +236,8 @@ def test_a_question_is_no_decision(small, tmp_path):
 
 
 @pytest.mark.parametrize("query", ["no_reason_codes=3", "a=reason_codes"])
-def test_who_does_not_ask_for_reasons_gets_none(app, small, query):
+def test_who_does_not_ask_for_reasons_gets_none(small, query):
+    app = App(load_scorer(small.folder))
     told = ask(app, f"/predict?{query}", small.rows[:2]).json()
     assert all("reasons" not in one for one in told["predictions"])
     assert "reasons" in ask(app, "/predict?reason%5Fcodes=1", small.rows[:1]).text
