@@ -16,6 +16,7 @@ from prodml.ini import read_settings
 from prodml.release.attestation import Refused
 from prodml.release.registry import Outrun, open_registry
 from prodml.release.store import find_release, seal
+from prodml.serve import champion
 from prodml.serve.champion import FOLLOWED, follow_champion, heal, point_by_hand, promote, rollback
 from prodml.serve.pointer import CURRENT, read_pointer
 from prodml.settings import Mistake
@@ -178,9 +179,34 @@ def test_two_at_once_leave_the_pointer_where_the_registry_is(asked):
     assert follow_champion(asked) is None
 
 
+def test_one_who_writes_the_pointer_slowly_does_not_write_an_old_one_last(asked):
+    weak, strong = toy(asked, -0.1), toy(asked, 0.1)
+    open_registry(asked).promote(weak, **ME)
+    begun = fork.Event()
+
+    def slowly():
+        whole = champion.point_project
+
+        def late(*arguments):
+            begun.set()
+            time.sleep(1)
+            return whole(*arguments)
+
+        champion.point_project = late
+        follow_champion(asked)
+
+    process = fork.Process(target=slowly)
+    process.start()
+    assert begun.wait(30)
+    promote(asked, strong, **ME)
+    process.join(60)
+    assert process.exitcode == 0 and pointed(asked) == strong
+
+
 def test_who_points_by_hand_is_not_undone_by_a_restart(asked):
     weak, strong = toy(asked, -0.1), toy(asked, 0.1)
     promote(asked, weak, **ME)
+    assert follow_champion(asked) is None
     point_by_hand(asked, strong)
     assert heal(asked) == "" and pointed(asked) == strong
     (asked.folder / FOLLOWED).write_text("")  # as if the promotion had not been heard of
