@@ -103,6 +103,8 @@ def test_promotion_and_rollback_reach_a_running_server(asked, tmp_path):
     assert entries[2]["undoes"] == 2 and len(file.read_text().splitlines()) == 4
     lines = prodml("history", "-p", tmp_path).stdout.splitlines()
     assert len(lines) == 3 and "Zoë promotes: ranks better" in lines[1]
+    listed = json.loads(prodml("release", "list", "--json", "-p", tmp_path).stdout)["releases"]
+    assert {one["name"]: one["aliases"] for one in listed if one["aliases"]} == {weak: ["champion"]}
     shown = prodml("release", "verify", "champion", "-p", tmp_path)
     assert shown.returncode == 0 and shown.stdout.startswith(weak)
     assert prodml("promote", weak, "-p", tmp_path).returncode == 2  # without a reason

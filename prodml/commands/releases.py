@@ -6,6 +6,7 @@
 __all__ = ['releases', 'NAME', 'RIVAL', 'FORM', 'SHARE', 'PLACE', 'release_list', 'release_show', 'release_verify', 'point']
 
 # %% ../../nbs/commands/976_releases.ipynb #97336fe5
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from prodml.commands.terminal import (
     app,
     settings_of,
 )
+from ..settings import Mistake, Settings
 
 releases = typer.Typer(no_args_is_help=True, help="List, show and verify releases.")
 app.add_typer(releases, name="release")
@@ -29,11 +31,26 @@ def release_list(project: ProjectOption = Path("."), as_json: JsonOption = False
     """List the releases, newest first, and why some will not ship."""
     from prodml.release.store import list_releases
 
-    found = list_releases(settings_of(project))
-    lines = [f"{r.name}  {r.created}  {r.verdict}  {r.why}".rstrip() for r in found]
-    answer(
-        as_json, {"releases": [vars(r) for r in found]}, lines or ["No releases yet: prodml run"]
-    )
+    settings = settings_of(project)
+    found, held = list_releases(settings), _aliases(settings)
+    names = {one.name: ", ".join(held.get(one.name, [])) for one in found}
+    lines = [
+        "  ".join(filter(None, (r.name, r.created, r.verdict, names[r.name], r.why))) for r in found
+    ]
+    facts = [{**vars(r), "aliases": held.get(r.name, [])} for r in found]
+    answer(as_json, {"releases": facts}, lines or ["No releases yet: prodml run"])
+
+
+def _aliases(settings: Settings) -> dict[str, list[str]]:
+    from prodml.serve.champion import has_registry
+
+    if not has_registry(settings):
+        return {}
+    from prodml.release.ledger import held_by
+
+    with contextlib.suppress(Mistake):  # one that does not answer: the releases are listed
+        return held_by(settings)
+    return {}
 
 
 @releases.command("show")

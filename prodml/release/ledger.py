@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'VERSION', 'form', 'releases', 'journal', 'aliases', 'ledger_url', 'is_there', 'writing', 'reading',
-           'open_ledger', 'make_tables', 'Held', 'held', 'alias_release']
+           'open_ledger', 'make_tables', 'Held', 'held', 'alias_release', 'held_by']
 
 # %% ../../nbs/release/404_ledger.ipynb #d2a81182
 import contextlib
@@ -194,3 +194,14 @@ def alias_release(settings: Settings, name: str) -> str:
     if not (is_alias(name) and is_there(settings)):
         return ""
     return held(open_ledger(settings), settings.project.name, name).release
+
+
+def held_by(settings: Settings) -> dict[str, list[str]]:
+    """The aliases, sorted, by the release that they hold; none where there is no registry."""
+    found: dict[str, list[str]] = {}
+    if is_there(settings):
+        asked = sa.select(aliases).where(aliases.c.project == settings.project.name)
+        with reading(open_ledger(settings)) as connection:
+            for row in connection.execute(asked.order_by(aliases.c.alias)):
+                found.setdefault(row.release, []).append(row.alias)
+    return found
