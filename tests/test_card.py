@@ -188,6 +188,15 @@ def test_groups_too_small_or_empty_or_left_out_are_said_to_be():
     assert nobody.count("No sensitive column is declared") == 2
 
 
+def test_what_the_model_listens_to_is_told_in_its_unit():
+    heard = Measured("mean_absolute_contribution in log-odds", "debt", 0.706, 0.677, 0.733, 1000)
+    gap = judge("lime_agreement", 0.7, 0.6, 0.8, 0.2, "min", 12)
+    text = card_texts(subject(gates=[GateResult("explanation", (gap,), "r1", (heard,))]))["card.md"]
+    part = text.split("## Explanations")[1].split("\n## ")[0]
+    assert "Mean absolute contribution in log-odds" in part and "| debt | 0.706 | 0.677" in part
+    assert "LIME agreement" in part and ABSENT not in part
+
+
 def test_what_nobody_said_is_printed_as_not_said_and_listed():
     shown = card_texts(subject(""))
     for form in shown.values():

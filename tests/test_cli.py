@@ -109,3 +109,11 @@ def test_odd_names_a_leak_and_an_id_go_through_to_an_honest_verdict(tmp_path):
     assert process.returncode == 1 and any("paid back" in why for why in answer["reasons"]), answer
     for page in (tmp_path / "p/reports").rglob("*.html"):
         assert "<script>alert" not in page.read_text()
+
+
+def test_a_card_alone_cannot_be_asked_for_and_where_it_is_is_told(tmp_path):
+    table(tmp_path)
+    made = prodml("new", "p", "--data", "table.csv", "--target", "late", cwd=tmp_path)
+    assert "Fill in [card]" in made.stdout, told(made)
+    process = prodml("report", "card", "-p", "p", cwd=tmp_path)
+    assert process.returncode == 2 and "card.html" in told(process)

@@ -81,7 +81,8 @@ def run(project: ProjectOption = Path("."), as_json: JsonOption = False) -> None
     lines += [f"Release  {outcome.release}", f"Reports  {outcome.index}"]
     lines += [f"Not registered everywhere: {outcome.unregistered}"] if outcome.unregistered else []
     option = "" if project == Path(".") else f" -p {project}"
-    refused = "This release will not be built or served. Mend the model, the data or the limits."
+    right = "Mend the model, the data, the limits or the card."
+    refused = f"This release will not be built or served. {right}"
     lines.append(f"Next: prodml build{option} && prodml serve{option}" if ships else refused)
     answer(as_json, facts, lines)
     raise typer.Exit(EXIT_CODES[outcome.verdict])

@@ -236,8 +236,6 @@ def examine_explanation(
         nothing = (None, None, None, None, "min", Verdict.WARN, f"{lack} sets no limit", 0)
         found.append(Finding("explanation", "all", *nothing))
     heard = overview(audit.told, limits.confidence).itertuples()
-    measured = [
-        Measured("mean_absolute_contribution", r.column, r.value, r.low, r.high, len(audit.rows))
-        for r in heard
-    ]
+    measure = f"mean_absolute_contribution in {audit.told.unit}"
+    measured = [Measured(measure, r.column, r.value, r.low, r.high, len(audit.rows)) for r in heard]
     return GateResult("explanation", tuple(found), run_id, tuple(measured)), moved

@@ -83,7 +83,7 @@ def findings_grid(caption: str, findings: Sequence[Finding], empty: str) -> Grid
 def named(measure: str) -> str:
     """The measure as people write it: `ROC AUC` for `roc_auc`."""
     words = measure.replace("_", " ")
-    words = re.sub(r"\b(roc|auc|mae|rmse|mcc|mape|r2)\b", lambda word: word[0].upper(), words)
+    words = re.sub(r"\b(roc|auc|mae|rmse|mcc|mape|r2|lime)\b", lambda word: word[0].upper(), words)
     return words[:1].upper() + words[1:]
 
 
@@ -225,15 +225,13 @@ def other_gates(s: Subject) -> Section:
 
 def reasons(s: Subject) -> Section:
     """Explanations: which columns it listens to, and how far that account can be relied on."""
-    gate = s.gate("explanation")
-    heard = [one for one in gate.measured if one.measure == HEARD] if gate else []
+    gate, absent = s.gate("explanation"), "not examined in this run."
+    heard = [one for one in gate.measured if one.measure.startswith(HEARD)] if gate else []
     rows = tuple((m.slice, *_told(m.value, m.low, m.high), f"{m.rows:,}") for m in heard)
-    absent = "not examined in this run."
-    grid = Grid(named(HEARD), ("Column", "Value", "Interval", "Rows"), rows, absent)
-    title = "How far this account can be relied on"
-    return Section(
-        "Explanations", (grid, findings_grid(title, gate.findings if gate else (), absent))
-    )
+    caption = named(heard[0].measure if heard else HEARD)
+    grid = Grid(caption, ("Column", "Value", "Interval", "Rows"), rows, absent)
+    title, found = "How far this account can be relied on", gate.findings if gate else ()
+    return Section("Explanations", (grid, findings_grid(title, found, absent)))
 
 
 def ethics(s: Subject) -> Section:
