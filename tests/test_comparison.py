@@ -1,16 +1,22 @@
 """A challenger as good as the champion is rarely called better; a better one is; rows are new."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from processes import prodml
 from released import PASSED
 from scipy.stats import binom
 
+from prodml.demo import stream
 from prodml.deployment import Compare
+from prodml.frame import as_typed, check_frame
 from prodml.gates.candidate import make_candidate
 from prodml.gates.compare import compare, compare_rivals, judge_live
 from prodml.gates.evidence import load_evidence
@@ -18,6 +24,7 @@ from prodml.gates.gain import gain, judge_gain, measure_of
 from prodml.gates.rivals import Rivals, common_test, make_rivals
 from prodml.ini import parse_settings
 from prodml.release.store import seal
+from prodml.serve.predictions import Batch, PredictionLog
 from prodml.settings import Mistake
 from prodml.stats.paired import accuracy_gain, auc_gain, mean_gain
 
@@ -219,3 +226,32 @@ def test_the_command_compares_two_releases(two):
     assert lost.returncode == 1 and "not better" in lost.stdout
     empty = prodml("compare", fresh.name, "--against", stale.name, "--shadow", "-p", folder)
     assert empty.returncode == 1 and "holds no answers" in empty.stdout
+
+
+@pytest.mark.slow
+def test_a_shadow_test_is_compared_from_its_log_and_plain_papermill_will_do(two):
+    """Both answer 30 days in the shadow; the log is written as servers write it."""
+    folder, stale, fresh = two
+    log, live = PredictionLog(folder / "predictions"), stream([24], rows=2000)
+    live = live.assign(applied_on=live["applied_on"] + pd.Timedelta(days=1))
+    at = live["applied_on"].astype("int64").to_numpy() / 1e6
+    at = at - at.max() + time.time() - 86_400
+    ids = live["application_id"].tolist()
+    for release, arm in ((stale, "champion"), (fresh, "challenger")):
+        one = load_evidence(release)
+        seen = check_frame(one.contract, as_typed(one.contract, live)).features
+        columns = {name: seen[name].to_numpy() for name in seen}
+        told = one.model.predict(seen)
+        log.take(Batch(release.name, one.contract, arm, ids, at, columns, told, [], {}))
+    assert log.outcomes.add(list(zip(ids, live["default"], at + 3600, strict=True)))
+    log.tick(last=True)
+    asked = ("compare", fresh.name, "--against", stale.name, "--shadow", "-p", folder, "--json")
+    told = json.loads(prodml(*asked).stdout)
+    assert told["verdict"] == "pass" and "shown on day" in told["why"][0], told
+    plain = [sys.executable, "-m", "papermill", ROOT / "templates/reports/comparison.ipynb"]
+    named = ["-p", "champion", stale, "-p", "challenger", fresh, "--no-progress-bar"]
+    made = subprocess.run([*plain, folder / "out.ipynb", *named], capture_output=True, timeout=300)
+    assert made.returncode == 0, made.stderr[-2000:]
+    turned = ["-p", "champion", fresh, "-p", "challenger", stale, "--no-progress-bar"]
+    failed = subprocess.run([*plain, folder / "no.ipynb", *turned], capture_output=True)
+    assert failed.returncode == 1 and b"GateFailed" in failed.stderr

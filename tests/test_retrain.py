@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from monitored import monitored
 from processes import prodml
 from released import PASSED
 
@@ -21,6 +22,7 @@ from prodml.verdict import Verdict
 from prodml.watch.attempts import attempts, attempts_folder
 from prodml.watch.lock import Busy, alone
 from prodml.watch.looks import Look, Seen, looks_folder
+from prodml.watch.monitor import look
 from prodml.watch.retrain import labelled_rows, retrain
 
 INI = """
@@ -59,7 +61,8 @@ def sealed(settings, progress):
     """A release of what is asked for, without its reports."""
     many = len(list((settings.folder / "candidates").glob("*")))
     folder = make_candidate(settings.folder / "candidates" / f"c{many}", settings)
-    return Sealed(seal(folder, [], [PASSED], settings, f"r{many}"), f"r{many}", Verdict.PASS)
+    gate = replace(PASSED, gate=settings.limits.required[0])
+    return Sealed(seal(folder, [], [gate], settings, f"r{many}"), f"r{many}", Verdict.PASS)
 
 
 @pytest.fixture
@@ -204,6 +207,21 @@ def test_a_retrain_that_is_killed_at_a_step_can_be_run_again(project, state):
     states = [one.state for one in attempts(settings)]
     assert states == (["abandoned"] if state == "training" else []) + ["promoted"]
     assert len(open_registry(settings).journal()) == 2
+
+
+@pytest.mark.slow
+def test_what_the_monitor_wrote_down_asks_for_the_retrain(tmp_path):
+    """The monitor's own alarms, after the demo's rule has changed, make a challenger champion."""
+    settings, old = monitored(tmp_path, "[retrain]\nwindow = 120\n")
+    open_registry(settings).promote(old.name, author="ada", reason="the first")
+    calm = look(settings, as_of="2024-10-01")
+    assert not any(" alert:" in one or " fail:" in one for one in calm.alarms), calm.alarms
+    assert not retrain(settings, sealed, as_of="2024-10-01").decision.retrain
+    alarmed = look(settings, as_of="2025-12-01")
+    assert any(one.startswith("performance fail:") for one in alarmed.alarms), alarmed.alarms
+    done = retrain(settings, sealed, as_of="2025-12-01")
+    assert done.promoted and done.decision.trigger == "performance", done
+    assert current(settings) == done.attempt.release != old.name
 
 
 @pytest.mark.slow

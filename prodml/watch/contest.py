@@ -22,8 +22,9 @@ NOTES = {"demo": "SYNTHETIC data: a made-up stream of credit applications, no re
 def log_folder(settings: Settings) -> str:
     """The folder of the prediction log. Raises `Mistake` where the settings name none."""
     named = settings.monitor.predictions or settings.serve.log
-    if not named:
-        raise Mistake("no prediction log is named: write log = FOLDER in [serve], and serve again")
+    if not named or named == "demo" or "://" in named:
+        right = "write log = FOLDER in [serve], and serve again"
+        raise Mistake(f"a shadow test is read from a folder, and none is named: {right}")
     return str(settings.resolve(named).resolve())
 
 
