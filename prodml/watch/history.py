@@ -36,7 +36,8 @@ def _banner(every: Sequence[Look]) -> str:
         return f'<div class="banner none" role="status"><p class="word">{WORDS["none"]}</p></div>'
     last = every[-1]
     when = f"Look {last.number} at release {last.release}, of {_day(last.as_of)}"
-    span = f"{last.rows:,} answers in {last.windows} windows, outcomes of {last.judged} judged"
+    size = f"{last.windows} window{'s' * (last.windows != 1)}"
+    span = f"{last.rows:,} answers in {size}, outcomes of {last.judged} judged"
     told = f"{span}; {last.waiting} wait for outcomes" if last.waiting else span
     words = f'<p class="gate">{html.escape(when)}</p><p class="word">{WORDS[last.verdict]}</p>'
     mark = f'<span class="mark" aria-hidden="true">{MARKS[last.verdict]}</span>'
@@ -107,8 +108,8 @@ def _table(every: Sequence[Look]) -> str:
     if not every:
         return '<p class="lead">Start one with <code>prodml monitor</code>.</p>'
     names = list(dict.fromkeys(seen.report for look in every for seen in look.runs))
-    heads = ["Look", *names, "Alarms"]
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads)
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in ["Look", *names])
+    head += '<th scope="col" class="count">Alarms</th>'
     rows = "".join(_row(look, names) for look in reversed(every))
     table = f'<table class="runs"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
     return f'<div class="wide" role="region" aria-label="Looks" tabindex="0">{table}</div>'
