@@ -52,7 +52,7 @@ def is_report(notebook: Mapping[str, Any]) -> bool:
     """Whether `notebook` is a report that gives a verdict."""
     return bool(tagged(notebook, "verdict")) and "run_id" in defaults(notebook, "the notebook")
 
-
+# %% ../../nbs/watch/746_lab.ipynb #635e0f7b
 class ReportExecutionManager(DefaultExecutionManager):  # type: ignore[misc, unused-ignore]
     """What executes the jobs of jupyter-scheduler: reports by our runner, others by papermill."""
 
