@@ -123,7 +123,7 @@ def _changing(s: Settings) -> list[Rule]:
         (c.margin >= 0, "compare", "margin", "0 or more, in the measure's unit"),
         (c.goal == "better" or c.margin > 0, "compare", "margin", "above 0 for no_worse"),
         (0 < c.alpha <= 0.5, "compare", "alpha", "a chance above 0, at most 0.5"),
-        (c.comparisons >= 1, "compare", "comparisons", one),
+        (c.comparisons >= r.budget, "compare", "comparisons", "the budget of [retrain], at least"),
         ((c.max_group_loss or 0) >= 0, "compare", "max_group_loss", "0 or more"),
         (0 <= (c.max_churn or 0) <= 1, "compare", "max_churn", share),
         (set(r.on) <= set(TRIGGERS), "retrain", "on", f"of {', '.join(TRIGGERS)}"),

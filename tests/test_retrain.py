@@ -245,3 +245,9 @@ def test_the_commands_retrain_and_simulate(tmp_path):
     assert tried.returncode == 0 and seen["verdict"] == "pass", tried.stdout + tried.stderr
     page = (tmp_path / "reports" / seen["report"].split("reports/")[1]).read_text()
     assert '<img alt="never: mean' in page and "SYNTHETIC" in page
+
+
+def test_more_retrains_than_comparisons_would_break_the_promise():
+    with pytest.raises(Mistake, match=r"comparisons: the budget of \[retrain\], at least"):
+        parse_settings(INI + "budget = 24\n")
+    assert parse_settings(INI + "budget = 24\n[compare]\ncomparisons = 24\n").retrain.budget == 24
