@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import mistune
+import numpy as np
 import pytest
 import yaml
 from cards import SAID, filled
@@ -15,6 +16,9 @@ from conftest import ROOT
 from prodml.contract import Column, Contract
 from prodml.explain.blanks import ASKED, asking, card_result
 from prodml.explain.card import Subject, read_subject
+from prodml.gates.candidate import make_candidate
+from prodml.gates.evidence import load_evidence
+from prodml.gates.examine import examine
 from prodml.ini import parse_settings
 from prodml.release.attestation import Refused, public_pem, signing_key, verify
 from prodml.release.store import seal
@@ -186,6 +190,23 @@ def test_groups_too_small_or_empty_or_left_out_are_said_to_be():
     assert "no rows that it is of" in text and "No columns were crossed" in text
     nobody = card_texts(subject(gates=[GateResult("fairness", ())]))["card.md"]
     assert nobody.count("No sensitive column is declared") == 2
+
+
+def test_a_regression_has_its_errors_by_group_on_the_card(tmp_path):
+    """From a table to the card, with the rates that the fairness gate measured on the way."""
+    text = "[data]\nsource = demo\ntarget = income\ntime = applied_on\nid = application_id\n"
+    text += "until = 2024-04-01\nsensitive = sex, group\ndrop = true_probability, default\n"
+    text += "[model]\ncandidates = linear\ntrials = 1\n[fairness]\nmax_mae_ratio = 1.5\n"
+    folder = make_candidate(tmp_path / "one", parse_settings(text, tmp_path / "settings.ini"))
+    evidence = load_evidence(folder)
+    result = examine(evidence, "fairness", "r1")
+    one = read_subject(folder, [result], "r1", "today")
+    shown = card_texts(one)["card.md"].split("## Quantitative analyses")[1].split("\n## ")[0]
+    women = (evidence.sensitive["sex"] == "F").to_numpy()
+    error = np.abs(evidence.test.target - evidence.decision)[women]
+    assert f"| F | {women.sum():,} | {number(error.mean())} (" in shown
+    assert all(f"| {sex} \\& {group} |" in shown for sex in "FM" for group in "AB")
+    assert "Positive from**: no threshold" in card_texts(one)["card.md"]
 
 
 def test_what_the_model_listens_to_is_told_in_its_unit():

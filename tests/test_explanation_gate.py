@@ -31,8 +31,10 @@ from prodml.files import template_path
 from prodml.gates.candidate import make_candidate, silent
 from prodml.gates.evidence import later_rows, load_evidence
 from prodml.ini import parse_settings
+from prodml.release.store import seal
 from prodml.report.run import run_report
 from prodml.verdict import Verdict
+from prodml.watch.monitor import look
 
 DEMO = """
 [data]
@@ -312,3 +314,20 @@ def test_the_report_passes_fails_and_breaks_down_honestly(linear, tmp_path):
             (bare / path.name).write_bytes(path.read_bytes())
     run = run_report(TEMPLATE, tmp_path / "out", {"release": str(bare)}, "r3")
     assert run.status == "error" and FILE in run.error and not run.passed
+
+
+def test_a_monitor_that_is_asked_to_watches_the_reasons(tmp_path):
+    """The demo's shifted debts of 2025 are seen by the look that covers them."""
+    text = DEMO.format(kind="linear") + "[explanation]\nmax_attribution_shift = 0.15\n"
+    text += "[limits]\nrequired = explanation\n"
+    text += "[monitor]\npredictions = demo\nperiod = 1MS\nlooks = 12\nreports = explanation\n"
+    (tmp_path / "settings.ini").write_text(text)
+    settings = parse_settings(text, tmp_path / "settings.ini")
+    folder = make_candidate(tmp_path / "one", settings, silent, (), save_explanation)
+    result, _ = examined(Opinions(Audit(load_evidence(folder))))
+    assert result.verdict is Verdict.PASS
+    seal(folder, [], [result], settings)
+    seen = look(settings, as_of="2025-06-01", since="2025-01-01")
+    assert seen is not None and [one.report for one in seen.runs] == ["explanation"]
+    assert [one.status for one in seen.runs] == ["fail"], seen
+    assert any("attribution_shift (debt_ratio)" in alarm for alarm in seen.alarms)
