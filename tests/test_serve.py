@@ -215,6 +215,18 @@ def test_building_again_replaces_the_bento_and_plain_bentoml_builds_it_too(
     assert tag not in run.stdout and (folder.parent / ".gitignore").read_text() == "*\n"
 
 
+def test_a_secret_is_needed_to_serve_and_none_to_build(small, built, tmp_path, monkeypatch):
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "store"))
+    guarded = replace(small.settings, serve=Serve(tokens="tokens.txt"))
+    guarded = replace(guarded, root=shutil.copytree(small.settings.root, tmp_path / "project"))
+    folder, _ = build(guarded, guarded.folder / "releases" / small.folder.name)
+    by_hand = [BIN / "bentoml", "build", "-o", "tag"]
+    assert subprocess.run(by_hand, cwd=folder, capture_output=True).returncode == 0
+    serve = [BIN / "bentoml", "serve", "service:Service", "--port", str(free_port())]
+    run = subprocess.run(serve, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert run.returncode and "there is no file tokens.txt" in run.stderr + run.stdout
+
+
 def test_a_touched_release_does_not_start(built, tmp_path):
     folder = shutil.copytree(built[0], tmp_path / "service")
     path = next(folder.glob("release/*/model.onnx"))
