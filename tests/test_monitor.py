@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from listeners import hook
 from monitored import PASSED, monitored, told
 from processes import BIN, prodml
 from scipy.stats import binom
@@ -32,6 +33,7 @@ from prodml.release.store import seal
 from prodml.serve.segments import Segments
 from prodml.settings import Mistake
 from prodml.snapshot import Parts
+from prodml.watch import monitor
 from prodml.watch.lock import Busy, alone
 from prodml.watch.looks import looks, looks_folder
 from prodml.watch.news import arrive
@@ -487,3 +489,54 @@ looks = 52
     asked = current.asked
     every = look_at(evidence.reference, seen, 0.1, 0.1, asked.looks, asked.alpha)
     assert not every.alarms("alert").any()
+
+
+BROKEN = """{"cells": [{"cell_type": "code", "execution_count": null, "id": "a", "metadata":
+{"tags": ["parameters"]}, "outputs": [], "source": "release = ''\\nlook = ''\\nrun_id = ''"},
+{"cell_type": "code", "execution_count": null, "id": "b", "metadata": {}, "outputs": [],
+"source": "raise MemoryError"}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}"""
+
+
+@pytest.mark.slow
+def test_a_report_that_broke_down_is_run_again_alone_and_at_last_told_as_an_error(
+    own, tmp_path, monkeypatch
+):
+    settings, _ = own
+    settings = replace(
+        settings, monitor=replace(settings.monitor, reports=("drift", "performance"))
+    )
+    (tmp_path / "performance.ipynb").write_text(BROKEN)
+    whole = monitor.template_path
+    places = {"reports/performance.ipynb": tmp_path / "performance.ipynb"}
+    monkeypatch.setattr(monitor, "template_path", lambda name: places.get(name) or whole(name))
+    first = monitor.look(settings, "2024-10-05")
+    page = settings.reports / "monitor" / "look-00001" / "drift.json"
+    stamp = page.stat().st_mtime_ns
+    assert first.verdict == "fail" and any("MemoryError" in alarm for alarm in first.alarms)
+    assert looks(settings) == []  # it is not over
+    places.clear()
+    second = monitor.look(settings, "2024-11-05")  # the same rows, whatever the day
+    assert looks(settings) == [second] and second.until == first.until
+    assert {run.report: run.status for run in second.runs}.keys() == {"drift", "performance"}
+    assert not any(run.status == "error" for run in second.runs)
+    assert page.stat().st_mtime_ns == stamp  # what had ended was not run again
+    places["reports/performance.ipynb"] = tmp_path / "performance.ipynb"
+    tries = [monitor.look(settings, "2024-11-05") for _ in range(3)]
+    assert len({one.number for one in tries}) == 1 and looks(settings)[-1] == tries[-1]
+    assert tries[-1].alarmed("performance", "error")
+    assert monitor.look(settings, "2024-11-06") is None
+
+
+@pytest.mark.slow
+def test_a_look_is_told_once(own):
+    settings, _ = own
+    with hook() as web:
+        text = (settings.root / "settings.ini").read_text() + "reports = drift\n"
+        text += "[notify]\nwebhook = $HOOK\n"
+        (settings.root / "settings.ini").write_text(text)
+        env = {"HOOK": f"http://127.0.0.1:{web.port}/"}
+        first = looked(settings, "--as-of", "2026-01-05", env=env)
+        again = looked(settings, "--as-of", "2026-01-06", env=env)
+    assert told(first)["alarms"] and told(first)["untold"] == [] and again.returncode == 0
+    assert len(web) == 1 and "Look 1" in web[0]["about"]
+    assert {alarm["source"] for alarm in web[0]["alarms"]} == {"drift"}
