@@ -26,11 +26,10 @@ def shelved(asked, url):
 
 def elsewhere(asked, folder, url):
     """The same project on another machine: its keys and its registry, and none of its releases."""
-    there = replace(shelved(asked, url), root=folder)
-    (there.folder).mkdir(parents=True)
-    for name in ("key.pem", "registry.db"):
-        if (asked.folder / name).exists():
-            os.link(asked.folder / name, there.folder / name)
+    same = f"sqlite:///{asked.folder.resolve()}/registry.db"
+    there = replace(asked, root=folder, registry=replace(asked.registry, url=same, store=url))
+    there.folder.mkdir(parents=True)
+    os.link(asked.folder / "key.pem", there.folder / "key.pem")
     return there
 
 
