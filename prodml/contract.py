@@ -214,9 +214,12 @@ class Ledger:
     def __init__(self, most: int = 100) -> None:
         self.most, self.problems = most, list[Problem]()
         self.rejected, self.counts = set[int](), dict[str, int]()
+        self.void = set[int]()  # rows of which one problem says it all
 
     def note(self, row: int, column: str, code: str, action: str) -> None:
-        """Nothing; one problem more."""
+        """Nothing; one problem more, unless all is said of the row."""
+        if row in self.void:
+            return
         self.counts[code] = self.counts.get(code, 0) + 1
         if action == "rejected":
             self.rejected.add(row)
@@ -257,6 +260,7 @@ def check_rows(
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             ledger.note(number, "", "not_an_object", "rejected")
+            ledger.void.add(number)
         elif not row.keys() <= known:
             ledger.note(number, "", "unknown_column", "flagged")
     whole = [row if isinstance(row, dict) else {} for row in rows]
