@@ -9,12 +9,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import monitored as project_ini
 import numpy as np
 import pandas as pd
 import pytest
 from listeners import hook
 from monitored import PASSED, monitored, told
-from processes import BIN, prodml
+from processes import BIN, free_port, post, prodml, server
+from released import plain
 from scipy.stats import binom
 
 from prodml.contract import Column, Contract, read_contract
@@ -540,3 +542,31 @@ def test_a_look_is_told_once(own):
     assert told(first)["alarms"] and told(first)["untold"] == [] and again.returncode == 0
     assert len(web) == 1 and "Look 1" in web[0]["about"]
     assert {alarm["source"] for alarm in web[0]["alarms"]} == {"drift"}
+
+
+@pytest.mark.slow
+def test_what_a_real_server_answers_and_is_told_is_looked_at(tmp_path, monkeypatch):
+    """`prodml serve` with its log, /feedback, and two looks at it while it is running."""
+    served = "[serve]\nlog = log\nlog_flush = 0.2\n[monitor]"
+    ini = project_ini.INI.replace("predictions = demo\nperiod = 1MS\n", "reports = performance\n")
+    monkeypatch.setattr(project_ini, "INI", ini.replace("[monitor]", served))
+    settings, release = monitored(tmp_path / "served")
+    contract = read_contract((release / "contract.json").read_text())
+    names = [column.name for column in contract.features]
+    people, port, root = stream(range(6, 7)), free_port(), settings.root.resolve()
+    rows = [
+        {name: plain(value) for name, value in zip(names, row, strict=True)}
+        for row in people[names][:800].itertuples(index=False)
+    ]
+    command = [BIN / "prodml", "serve", "-p", root, "--port", port]
+    with server(command, port, tmp_path / "server.log") as url:
+        ids = [one["id"] for one in post(f"{url}/predict", rows)[1]["predictions"]]
+        ended = zip(ids, people["default"], strict=False)
+        outcomes = [{"id": one, "label": label} for one, label in ended]
+        assert post(f"{url}/feedback", outcomes)[0] == 202
+        time.sleep(1.5)
+        first, again = looked(settings), looked(settings)
+    assert first.returncode in (0, 3) and told(first)["rows"] == 800, first.stderr
+    assert again.returncode == 0 and told(again)["verdict"] is None, again.stderr
+    seen = kept_rows(contract, looks_folder(settings) / "00001")
+    assert [len(look) for look in seen.looks] == [800] and set(seen.rows["(id)"]) == set(ids)

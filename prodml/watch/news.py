@@ -71,9 +71,11 @@ def _windows(
     dated = rows["(at)"].dtype.kind == "M" if len(rows) else bool(last and not _number(last.until))
     if as_of:
         now = _moment(as_of, dated, "as_of")
+    elif dated:
+        now = pd.Timestamp.now("UTC").tz_localize(None)
     else:
         newest = rows["(at)"].max() if len(rows) else float(last.until if last else 0)
-        now = pd.Timestamp.now("UTC").tz_localize(None) if dated else np.nextafter(newest, np.inf)
+        now = np.nextafter(newest, np.inf)
     if last:
         origin, begin = (_moment(t, dated, "since") for t in (last.origin, last.until))
     else:
@@ -180,7 +182,8 @@ def arrive(
     pending = _pending(before, rows.assign(**{"(window)": place}))
     kept, judged, waiting = _judge(settings, contract, pending, log, now)
     if not len(rows) and not judged:
-        _check_asked(release, closed)
+        if settings.monitor.period:
+            _check_asked(release, closed)
         return None
     closed = closed[: int(place.max()) - first + 1] if len(rows) else []  # until the newest row
     begin = _told(closed[0][0]) if closed else last.until if last else ""
