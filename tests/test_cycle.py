@@ -1,0 +1,142 @@
+"""The whole life of a model, once, with real processes: nothing here is mended by hand.
+
+serve -> log -> outcomes -> monitor -> retrain -> compare -> promote -> hot swap -> monitor.
+"""
+
+import json
+import threading
+import time
+import urllib.request
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+from processes import BIN, free_port, post, prodml, server
+
+from prodml.demo import stream
+
+WINDOW = 4.0  # seconds: a period of the monitor, which is a day or a month elsewhere
+SETTINGS = f"""
+[monitor]
+period = {WINDOW:g}s
+looks = 60
+reports = drift, performance
+[retrain]
+on = performance, drift
+minimum_labels = 500
+window = 110
+"""
+LEFT_OUT = ("[monitor]", "[retrain]", "[behaviour.")  # what was sure of the world before it changed
+
+
+def changed(text):
+    """The demo's settings, where the log is kept and the monitor's day is a few seconds long."""
+    kept, skip = [], False
+    for line in text.splitlines():
+        if line.startswith("["):
+            skip = line.startswith(LEFT_OUT)
+        if not skip:
+            kept.append(line)
+    text = "\n".join(kept).replace(";log = predictions", "log = predictions")
+    text = text.replace("source = demo ", "source = rows.csv\nsince = 2024-07-01 ")
+    return text + SETTINGS
+
+
+def told(done, *codes):
+    """What a command answered in JSON, its exit code one of `codes`."""
+    assert done.returncode in codes, (done.returncode, done.stdout[-3000:], done.stderr[-3000:])
+    return json.loads(done.stdout)
+
+
+def sent(url, rows, features):
+    """Nothing; the rows were asked about, in requests of a hundred, and their outcomes told."""
+    for start in range(0, len(rows), 100):
+        part = rows.iloc[start : start + 100]
+        asked = json.loads(part[["application_id", *features]].to_json(orient="records"))
+        status, answer = post(f"{url}/predict", asked)
+        assert status == 200 and len(answer["predictions"]) == len(part), answer
+        pairs = zip(part["application_id"], part["default"], strict=True)
+        outcomes = [{"id": name, "label": label} for name, label in pairs]
+        assert post(f"{url}/feedback", outcomes)[0] == 202
+
+
+def windows(url, rows, features, many):
+    """Nothing; the rows were sent in `many` periods of the monitor."""
+    size = len(rows) // many
+    for number in range(many):
+        began = time.monotonic()
+        sent(url, rows.iloc[number * size : (number + 1) * size], features)
+        time.sleep(max(0.0, WINDOW - (time.monotonic() - began)))
+
+
+def served(url):
+    with urllib.request.urlopen(f"{url}/metadata", timeout=10) as reply:
+        return json.load(reply)["release"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    place = tmp_path_factory.mktemp("cycle")
+    stream(rows=3000).to_csv(place / "rows.csv", index=False)
+    text = changed((ROOT / "settings.ini").read_text())
+    (place / "settings.ini").write_text(text)
+    made = told(prodml("run", "--json", cwd=place), 0)
+    told(prodml("promote", "latest", "--reason", "the first of its kind", "--json", cwd=place), 0)
+    return place, made
+
+
+@pytest.mark.slow
+def test_a_model_is_watched_replaced_and_watched_again(project, tmp_path):
+    place, made = project
+    first, port = made["release"].rpartition("/")[2], free_port()
+    contract = json.loads((place / made["release"] / "contract.json").read_text())
+    features = [c["name"] for c in contract["columns"] if c["role"] == "feature"]
+    calm = stream(months=range(6, 12), seed=99, rows=2000).assign(
+        application_id=lambda rows: "calm-" + rows["application_id"]
+    )
+    late = stream(months=range(20, 24), seed=99, rows=2000)
+    failures, stop = [], threading.Event()
+
+    def ask_all_the_time(url):
+        row = json.loads(calm[features].iloc[:1].to_json(orient="records"))[0]
+        while not stop.is_set():
+            status, answer = post(f"{url}/predict", row)
+            if status != 200:
+                failures.append(answer)
+            time.sleep(0.02)
+
+    command = [BIN / "prodml", "serve", "--port", port]
+    with server(command, port, tmp_path / "serve.log", cwd=place) as url:
+        assert served(url) == first
+        since = pd.Timestamp.now("UTC").tz_localize(None).isoformat()
+        windows(url, calm, features, 3)
+        time.sleep(WINDOW + 1.5)
+        looked = told(prodml("monitor", "--json", "--since", since, cwd=place), 0)
+        assert looked["release"] == first and looked["rows"] > 1000, looked
+
+        windows(url, late, features, 4)
+        time.sleep(WINDOW + 1.5)
+        looked = told(prodml("monitor", "--json", cwd=place), 1)
+        assert looked["alarms"], looked
+
+        watcher = threading.Thread(target=ask_all_the_time, args=[url])
+        watcher.start()
+        retrained = told(prodml("retrain", "--json", "--as-of", "2026-01-01", cwd=place), 0)
+        time.sleep(2.5)
+        second = served(url)
+        stop.set()
+        watcher.join()
+        assert not failures and retrained["promoted"] and second != first, retrained
+        assert second == retrained["attempt"]["release"]
+        history = told(prodml("history", "--json", cwd=place), 0)["entries"]
+        assert [one["after"] for one in history] == [first, second]
+        assert history[1]["author"] == "prodml retrain" and "gain" in history[1]["reason"]
+
+        windows(url, late.tail(4000), features, 1)
+        time.sleep(WINDOW + 1.5)
+        looked = told(prodml("monitor", "--json", "--since", since, cwd=place), 0, 3)
+        assert looked["release"] == second and not looked["alarms"], looked
+
+        told(prodml("rollback", "--reason", "to see that it can be", "--json", cwd=place), 0)
+        time.sleep(2.5)
+        assert served(url) == first
