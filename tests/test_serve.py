@@ -155,7 +155,11 @@ def test_metadata_holds_an_example_that_is_answered(url):
     told = json.loads(get(f"{url}/metadata")[1])
     status, answer = post(f"{url}/predict", told["example"])
     assert status == 200 and answer["problems"] == [] and told["classes"]
-    assert get(f"{url}/healthz")[0] == get(f"{url}/readyz")[0] == get(f"{url}/livez")[0] == 200
+    described = json.loads(get(f"{url}/openapi.json")[1])["paths"]
+    for path in ("/healthz", "/livez", "/readyz"):
+        with urllib.request.urlopen(url + path, timeout=30) as reply:
+            media = reply.headers["content-type"].partition(";")[0]
+        assert media in described[path]["get"]["responses"]["200"]["content"], path
 
 
 def test_other_protocols_and_the_page_are_there_behind_bentoml(small, url):

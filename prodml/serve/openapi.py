@@ -101,7 +101,8 @@ REASONS = {
 # %% ../../nbs/serve/546_openapi.ipynb #668ec1e1
 def own_paths(contract: Contract, serve: Serve, limits: Explain | None = None) -> Paths:
     """The endpoint's own paths; `limits` of explanations are none where there can be none."""
-    one, state, anything = example_row(contract), content("State"), content("Object")
+    one, anything = example_row(contract), content("Object")
+    state = content("State") | text_of("text/plain")  # BentoML answers probes itself
     forms = {"a row": one, "rows": [one, one], "named rows": {"rows": [one]}}
     sent: dict[str, Any] = content("Rows")
     sent["application/json"]["examples"] = {k: {"value": v} for k, v in forms.items()}
@@ -161,6 +162,7 @@ def v1_paths(contract: Contract, release: str) -> Paths:
         for method in ("classify", "regress"):
             sent = content("Examples", {"examples": [one]} if method == kind else None)
             said = f"{method.capitalize()} each example"
+            said += "" if method == kind else ": not by this model"
             found["POST", f"{path}:{method}"] = operation(tag, said, anything, codes, form, sent)
     return found
 
