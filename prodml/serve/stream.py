@@ -140,7 +140,8 @@ def read_field(field: Table) -> Field:
     kind, inner, coded = field.number(2, "<B"), field.table(3), field.table(4)
     known = (NOTHING, INT, FLOAT, BINARY, TEXT, TRUTH, LARGE_BINARY, LARGE_TEXT, *FIXED)
     if kind not in known or inner is None:
-        told = "a column has a type that is not read; send numbers, booleans, texts or dictionaries"
+        told = "a column has a type that is not read; send numbers, booleans, dictionaries or "
+        told += "texts, which must not be views (polars: compat_level=CompatLevel.oldest())"
         raise NotArrow("arrow_type", told)
     form = _whole_form(inner) if kind == INT else ""
     if kind == FLOAT:
