@@ -765,7 +765,8 @@ def test_prodml_serve_follows_the_pointer_of_the_project(two, tmp_path):
         [data]\ntarget = default\npositive = yes\ntime = applied_on\nuntil = 2024-03-01
         drop = true_probability, application_id\n
         [limits]\nrequired = correctness\n
-        [correctness]\nmin_roc_auc = 0.5\n"""
+        [correctness]\nmin_roc_auc = 0.5\n
+        [serve]\nchallenger = another\n"""
     (root / "settings.ini").write_text("\n".join(line.strip() for line in text.splitlines()))
     refused = prodml("point", "nobody", "-p", root)
     assert refused.returncode == 2 and "nobody" in refused.stderr
@@ -775,6 +776,7 @@ def test_prodml_serve_follows_the_pointer_of_the_project(two, tmp_path):
     with server(command, port, tmp_path / "log", {"BENTOML_HOME": str(tmp_path)}) as url:
         answer = post(f"{url}/predict", two.old.rows[:5])[1]
         assert answer["release"] == two.old.folder.name and two.wrong(range(5), answer) < 1e-6
+        assert "[serve] challenger is not read" in (tmp_path / "log").read_text()
         made = prodml(
             "point", two.new.folder.name, "--challenger", two.old.folder.name, "-p", root, "--json"
         )

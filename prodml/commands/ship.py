@@ -81,6 +81,8 @@ def serve(
     if not name and (late := heal(asked)):
         print(f"The champion could not be followed: {late}", file=sys.stderr)
     settings, release, pointer = served_release(asked, name)
+    if asked.serve.challenger and not settings.serve.challenger:
+        print("[serve] challenger is not read: `prodml point` said who serves.", file=sys.stderr)
     folder = render_service(settings, release)
     command = serve_command(settings, port=port)
     print(f"Serving {folder} at http://{settings.serve.host}:{command[-1]}", file=sys.stderr)
