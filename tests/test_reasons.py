@@ -33,6 +33,7 @@ from prodml.serve.features import write_features
 from prodml.serve.function import lambda_handler, service_app
 from prodml.serve.reasons import explain_frame, explain_rows, load_explainer
 from prodml.serve.scorer import load_scorer
+from prodml.serve.tensors import model_name
 from prodml.serve.why import Reasons
 from prodml.serve.wording import Wording, value_text, wrong_text
 from prodml.settings import Mistake, Serve
@@ -248,6 +249,26 @@ def test_a_number_of_reasons_that_is_none_is_refused(small, query):
     app = App(load_scorer(small.folder))
     reply = ask(app, f"/predict?reason_codes={query}", small.rows[:1])
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "bad_parameter")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v2/models/{name}/infer", {}),
+        ("/v1/models/{name}:predict", {"instances": []}),
+        ("/invocations", {"dataframe_records": []}),
+    ],
+)
+def test_a_form_without_a_place_for_reasons_says_so(small, path, body):
+    scorer = load_scorer(small.folder)
+    app, path = App(scorer), path.format(name=model_name(scorer.contract))
+    described = ask(app, "/openapi.json", b"", method="GET").json()
+    for query in ("reason_codes=2", "reason%5Fcodes=2", "a=b&reason_codes="):
+        reply = ask(app, f"{path}?{query}", body)
+        assert (reply.status_code, reply.json()["code"]) == (400, "bad_parameter")
+    assert "bad_parameter" not in ask(app, f"{path}?no_reason_codes=2", body).text
+    known = [one for one in described["paths"] if one.rpartition("/")[2] == path.rpartition("/")[2]]
+    assert known and all("bad_parameter" in json.dumps(described["paths"][one]) for one in known)
 
 
 def test_limits_and_bad_rows(small):

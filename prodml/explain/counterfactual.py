@@ -196,8 +196,13 @@ def counterfactuals(
     """Up to `many` answers for one `row`, each changing at most `most` columns.
 
     `predict` answers columns as the scorer does. The search ends after `seconds`, give or take one
-    question to the model. Raises `Mistake` for several rows, or an unknown immutable column.
+    question to the model. Raises `Mistake` for several rows, an unknown immutable column, or
+    when nothing is asked for.
     """
+    if many < 1 or most < 1:
+        raise Mistake(
+            f"many = {many} and most = {most}: ask for one answer and one change at least"
+        )
     columns = changeable(goal.contract, immutable)
     own = {column.name: row[column.name] for column in goal.contract.features if column.name in row}
     if check_columns(own, goal.contract) != 1:

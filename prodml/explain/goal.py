@@ -63,9 +63,11 @@ def goal_for(
     """The goal for a row of this `prediction` (1, classes) or (1,).
 
     For two classes the other one by default, for more the second most probable. Raises `Mistake`
-    for a goal that the task does not have, or that is reached already.
+    for a goal that the task does not have, or that is reached already, or for several rows.
     """
     bounds = at_least is not None or at_most is not None
+    if len(prediction) != 1:
+        raise Mistake(f"a goal is for one row at a time, not {len(prediction)}")
     if not contract.classes and (wanted is not None or not bounds):
         raise Mistake("a regression has no class to want: say at_least or at_most")
     if contract.classes and bounds:

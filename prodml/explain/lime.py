@@ -15,6 +15,7 @@ import numpy as np
 
 from ..contract import Column, Contract
 from .encoding import Columns, check_columns
+from .overview import plain
 from .sampled import Answer
 from ..settings import Mistake
 
@@ -44,7 +45,7 @@ class Pieces:
             return f"{name} missing"
         if not self.column.numeric:
             return f"{name} = {self.column.levels[place]}"
-        ends = [f"{edge:.4g}" for edge in self.edges]
+        ends = [plain(edge) for edge in self.edges]
         if place == 0:
             return f"{name} <= {ends[0]}" if ends else f"{name} known"
         top = f" <= {ends[place]}" if place < len(ends) else ""
@@ -158,23 +159,28 @@ def lime(
 ) -> Local:
     """The local linear explanation of one row; `answer` gives (rows, outputs), see `asking`.
 
-    Raises `Mistake` for several rows at once, too few drawn ones, or fewer than two seeds.
+    Raises `Mistake` for several rows at once, too few drawn ones, fewer than two seeds that
+    differ, or an output that is not there.
     """
     many, top = check_columns(row, contract), min(top, len(pieces))
     if many != 1:
         raise Mistake(f"LIME explains one row at a time, not {many}")
-    if rows < 10 * len(pieces) or len(seeds) < 2:
-        raise Mistake(f"LIME needs {10 * len(pieces)} drawn rows and 2 seeds at least")
+    if rows < 10 * len(pieces) or len(seeds) < 2 or len({*seeds}) < len(seeds) or top < 1:
+        least = f"{10 * len(pieces)} drawn rows, 2 seeds that differ, and 1 column to name"
+        raise Mistake(f"LIME needs {least} at least")
+    names = contract.classes[-1:] if len(contract.classes) == 2 else contract.classes
+    names = names or (contract.target,)
+    if not 0 <= output < len(names):
+        raise Mistake(f"there is no output {output}: there are {len(names)}, from 0 on")
     runs, fits = [], []
     for seed in seeds:
         drawn, same = draw_near(pieces, row, rows, np.random.default_rng(seed))
         weights, fit = ridge(same, answer(drawn)[:, output], weigh(same))
         runs.append(weights)
         fits.append(fit)
-    classes, found = contract.classes, np.array(runs)
-    names = classes[1:] if len(classes) == 2 else classes or (contract.target,)
+    found = np.array(runs)
     own = [one.text(int(one.place(row[one.column.name])[0])) for one in pieces]
-    unit = "probability" if classes else f"units of {contract.target}"
+    unit = "probability" if contract.classes else f"units of {contract.target}"
     columns = tuple(one.column.name for one in pieces)
     middle, spread = found.mean(axis=0), found.std(axis=0, ddof=1)
     told = float(np.min(fits)), jaccard(found, top)

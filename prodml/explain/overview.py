@@ -49,11 +49,11 @@ def dependence(
     """The mean contribution of the column `name` by its value, in the order of the values.
 
     Columns: value (the label), middle (the median of a number), mean, low, high, spread, rows.
-    Raises `Mistake` for a column that is no feature.
+    Raises `Mistake` for a column that is no feature, or an output that is not there.
     """
     if name not in told.columns:
         raise Mistake(f"{name!r} is no feature. There are: {', '.join(told.columns)}.")
-    effect = told.values[:, told.columns.index(name), output]
+    effect = told.of(output)[:, told.columns.index(name)]
     seen = pd.Series(columns[name])
     if contract.column(name).numeric:
         place = _parts(seen.astype(float), parts)
@@ -87,5 +87,6 @@ def _span(low: float, high: float) -> str:
 
 
 def plain(value: float) -> str:
-    """A column's value as people write it: no digits that are not there."""
-    return f"{value:.0f}" if abs(value) < 1e7 and value == round(value) else f"{value:.4g}"
+    """A column's value as people write it: whole, or to four digits; no powers below 1e7."""
+    whole = abs(value) < 1e7 and (abs(value) >= 1000 or value == round(value))
+    return f"{value:.0f}" if whole else f"{value:.4g}"

@@ -128,13 +128,13 @@ def beeswarm(
     told: Attributions, columns: Columns, contract: Contract, output: int = 0, most: int = 10
 ) -> Picture:
     """Every row's contributions (at most 500 rows), column by column, marked by the value."""
-    names = overview(told).head(most)["column"].tolist()
+    given, names = told.of(output), overview(told).head(most)["column"].tolist()
     kept = np.arange(len(told.values))[:: max(1, -(-len(told.values) // 500))]
     figure, axis = _axes(7.5, 1.3 + 0.46 * len(names))
-    reach = float(np.abs(told.values[kept, :, output]).max()) or 1.0
+    reach = float(np.abs(given[kept]).max()) or 1.0
     used, said = set(), []
     for line, name in enumerate(names):
-        effect = told.values[kept, told.columns.index(name), output]
+        effect = given[kept, told.columns.index(name)]
         kinds = kinds_of(np.asarray(columns[name])[kept], contract.column(name).numeric)
         heights = line + _swarm(effect, reach)
         for kind, (marker, colour, filled) in MARKS.items():
@@ -197,7 +197,7 @@ def dependence_plot(
     figure, axis = _axes(6.5, 3.6)
     said = f"contribution ({told.unit})"
     if contract.column(name).numeric:
-        effect = told.values[:, told.columns.index(name), output]
+        effect = told.of(output)[:, told.columns.index(name)]
         axis.scatter(columns[name], effect, 9, color=NEUTRAL, alpha=0.25, lw=0)
         _line(axis, table)
         axis.axhline(0, color="#8b97a6", lw=1, zorder=0)
@@ -236,13 +236,13 @@ def _levels(axis: Any, table: pd.DataFrame) -> None:
 def waterfall(
     told: Attributions, columns: Columns, row: int = 0, output: int = 0, most: int = 9
 ) -> Picture:
-    """The way from the base to the margin of one row. Raises `Mistake` for a row not there."""
+    """The way from the base to the margin of one row. Raises `Mistake` for one not there."""
     if not 0 <= row < len(told.values):
         raise Mistake(f"there is no row {row}: {len(told.values)} rows were explained")
     top = told.top(row, most, output)
     steps = [(shown(n, columns[n][row]), effect, _error(told, row, n, output)) for n, effect in top]
     if rest := len(told.columns) - len(steps):
-        left = told.values[row, :, output].sum() - sum(effect for _, effect, _ in steps)
+        left = told.of(output)[row].sum() - sum(effect for _, effect, _ in steps)
         steps.append((f"{rest} other column{'s' * (rest > 1)}", float(left), ""))
     figure, axis = _axes(7, 1.2 + 0.4 * len(steps))
     at = base = float(told.base[output])

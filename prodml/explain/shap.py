@@ -78,9 +78,16 @@ class Attributions:
         told = self.base + self.values.sum(axis=1) - self.margin
         return float(np.abs(told).max()) if told.size else 0.0
 
+    def of(self, output: int) -> np.ndarray:
+        """The contributions to one output (rows, columns). Raises `Mistake` where there is none."""
+        if not 0 <= output < len(self.outputs):
+            known = ", ".join(f"{place} {name}" for place, name in enumerate(self.outputs))
+            raise Mistake(f"there is no output {output}. There are: {known}.")
+        return self.values[:, :, output]
+
     def top(self, row: int, many: int, output: int = 0) -> list[tuple[str, float]]:
         """The `many` columns that moved `row` most, the largest first."""
-        values = self.values[row, :, output]
+        values = self.of(output)[row]
         order = np.argsort(-np.abs(values), kind="stable")[:many]
         return [(self.columns[place], float(values[place])) for place in order]
 
@@ -217,12 +224,14 @@ def explanation_of(
     `Mistake` where the file is not there or damaged.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise Mistake(f"there is no folder {folder.name}, in which a release would be explained")
     try:
         content = (folder / FILE).read_bytes()
         contract = read_contract((folder / "contract.json").read_text(encoding="utf-8"))
     except OSError as error:
         name = Path(error.filename).name
-        again = " It was made before there were explanations: train again." * (name == FILE)
+        again = " It is no release, or older than explanations: train again." * (name == FILE)
         raise Mistake(f"{folder.name} holds no {name}.{again}") from None
     return unpack(content, contract, predict or _loaded(folder, trusted))
 

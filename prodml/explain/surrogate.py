@@ -17,6 +17,7 @@ import pandas as pd
 from ..contract import Contract
 from .encoding import Encoding, Levels, Numbers
 from .making import columns_of
+from .overview import plain
 from .paths import Conditions, conditions
 from .plots import Picture
 from .trees import trees_of_forest
@@ -50,9 +51,9 @@ def condition_text(asked: Conditions, entry: int, names: list[tuple[str, str]]) 
     low, high, gap = asked.low[entry], asked.high[entry], bool(asked.missing[entry])
     if level:
         return f"{name} is {level}" if low > 0 else f"{name} is not {level}"
-    parts = [f"{name} >= {low:.4g}"] * bool(np.isfinite(low))
-    parts += [f"{name} < {high:.4g}"] * bool(np.isfinite(high))
-    text = " and ".join(parts)
+    text = f"{name} < {plain(high)}" if np.isfinite(high) else ""
+    if np.isfinite(low):
+        text = f"{plain(low)} <= {text}" if text else f"{name} >= {plain(low)}"
     if not text:
         return f"{name} missing or not" if gap else f"{name} known"
     return f"({text} or missing)" if gap else text
@@ -138,12 +139,14 @@ def make_surrogate(
     """A tree of at most `depth` that imitates `predict`, taught on `train`, measured on `unseen`.
 
     `threshold` is from which probability on the model decides for the positive class. Raises
-    `Mistake` for too few rows.
+    `Mistake` for too few rows, or a tree without a question.
     """
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
     if min(len(train), len(unseen)) < 50:
         raise Mistake(f"a surrogate needs 50 rows and 50 others: {len(train)} and {len(unseen)}")
+    if depth < 1:
+        raise Mistake(f"depth = {depth}: a tree asks one question at least")
     many = contract.task == "multiclass"
     kind = DecisionTreeClassifier if many else DecisionTreeRegressor
     leaf = max(5, len(train) // 100)
@@ -218,5 +221,5 @@ def _question(made: Surrogate, node: int) -> str:
     name, level = input_names(made.encoding)[made.tree.tree_.feature[node]]
     threshold = made.tree.tree_.threshold[node]
     gap = "\nor missing" if made.tree.tree_.missing_go_to_left[node] else ""
-    text = f"{name}\nis not {level}?" if level else f"{name}\n< {threshold:.4g}{gap}?"
+    text = f"{name}\nis not {level}?" if level else f"{name}\n< {plain(threshold)}{gap}?"
     return text.replace("$", r"\$")

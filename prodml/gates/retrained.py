@@ -69,11 +69,17 @@ class Retrained:
         features, target = self.rows
         for number in range(RESAMPLES):
             drawn = np.random.default_rng(number).integers(0, len(target), len(target))
+            drawn = _of_every_class(drawn, target, e.contract.task)
             fitted = refit(e.model.estimator, features.iloc[drawn], target[drawn], number)
             found.append(predict(fitted, e.test.features, e.contract.task))
         return found
 
 # %% ../../nbs/gates/240_retrained.ipynb #f01dqual
+def _of_every_class(drawn: np.ndarray, target: np.ndarray, task: str) -> np.ndarray:
+    lacking = [] if task == "regression" else np.setdiff1d(target, target[drawn])
+    return np.append(drawn, [int(np.argmax(target == one)) for one in lacking]).astype(int)
+
+
 def _fold_qualities(
     estimator: Any, features: pd.DataFrame, target: np.ndarray, task: str, seed: int
 ) -> list[float]:
@@ -81,6 +87,8 @@ def _fold_qualities(
     for repeat in range(REPEATS):
         cut = kinds(FOLDS, shuffle=True, random_state=repeat)
         for inside, outside in cut.split(features, target):
+            inside = _of_every_class(inside, target, task)
+            outside = np.setdiff1d(outside, inside)
             fitted = refit(estimator, features.iloc[inside], target[inside], seed + repeat)
             told = predict(fitted, features.iloc[outside], task)
             found.append(quality(task, target[outside], told))

@@ -34,7 +34,7 @@ from .protocols import error_in_form, protocol_routes
 from .rate import admission
 from .scorer import Answered, RowsRefused, Scorer, metadata
 from .together import Timer
-from .why import Reasons, why_of
+from .why import Reasons, unreasoned, why_of
 from .wire import Message, Receive, Reply, Request, Route, Send, Unanswerable
 from ..settings import Serve
 
@@ -117,7 +117,7 @@ def pair_routes(app: App, pair: Pair) -> dict[tuple[str, str], Route]:
         ("GET", "/healthz"): wire.constant({"status": "ok"}),
         ("GET", "/livez"): wire.constant({"status": "ok"}),
         ("GET", "/readyz"): lambda request: ready_reply(app),
-        **protocol_routes(served),
+        **{path: unreasoned(route) for path, route in protocol_routes(served).items()},
     }
     secured, limits = app.guard.tokens.wanted, reasons.limits
     return found | openapi_routes(pair.front, app.serve, found, secured, limits)

@@ -35,7 +35,7 @@ from .wire import Reply, Request, Route
 Paths = dict[tuple[str, str], dict[str, Any]]
 SENT = ("not_gzip", "slow_body", "body_too_large", "wrong_encoding", "overloaded", "too_slow")
 JSON = ("not_json", "too_deep", "duplicate_key")
-READ = (*JSON, *SENT, "too_many_rows", "rows_refused", "internal")
+READ = (*JSON, *SENT, "too_many_rows", "rows_refused", "bad_parameter", "internal")
 ROWS = ("wrong_media", "not_arrow", "arrow_type", "arrow_compressed", *READ)
 OPEN = ("/healthz", "/livez", "/readyz", "/ping", "/health", "/v2/health/live", "/v2/health/ready")
 
@@ -84,7 +84,7 @@ def why_paths(contract: Contract, serve: Serve, limits: Explain | None) -> Paths
             ("POST", "/explain"): operation("Predict", said, content("Object"), codes, sent=sent)
         }
     most = f"at most {limits.max_rows} rows"
-    told, codes = content("Explanations"), (*ROWS, "bad_parameter")
+    told, codes = content("Explanations"), ROWS
     said = f"Why each row is answered as it is, {most}; nothing is logged"
     sent = content("Rows", example_row(contract))
     return {("POST", "/explain"): operation("Predict", said, told, codes, sent=sent)}
@@ -109,7 +109,6 @@ def own_paths(contract: Contract, serve: Serve, limits: Explain | None = None) -
     codes = (*ROWS, "store_unavailable") if serve.features else ROWS
     known = content("Metadata")
     page, metrics = text_of("text/html"), text_of("text/plain")
-    codes = (*codes, "bad_parameter") if limits else codes
     said = f"A prediction for each row; {ALSO}"
     predict = operation("Predict", said, content("Answer"), codes, sent=sent)
     predict |= {"parameters": [REASONS]} if limits else {}

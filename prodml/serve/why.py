@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEW', 'reasons_wanted', 'rows_of', 'Explaining', 'who_explained', 'reason_facts', 'explanation_facts',
-           'explain_route', 'reasoned_route', 'unexplained', 'Reasons', 'told_reasons', 'Why', 'load_explainers',
-           'why_of']
+           'explain_route', 'reasoned_route', 'unreasoned', 'unexplained', 'Reasons', 'told_reasons', 'Why',
+           'load_explainers', 'why_of']
 
 # %% ../../nbs/serve/549_why.ipynb #982eff00
 import asyncio
@@ -160,6 +160,19 @@ def reasoned_route(explaining: Explaining) -> Route:
         return predict(request, reasons_wanted(request.query))
 
     return route
+
+
+def unreasoned(route: Route) -> Route:
+    """The `route` of a form that has no place for reasons: who asks it for them is refused."""
+
+    def refuse(request: Request) -> Any:
+        if request.query and "reason_codes" in parse_qs(request.query, keep_blank_values=True):
+            raise refusal(
+                "bad_parameter", "reason_codes is for /predict: there is no place for reasons here"
+            )
+        return route(request)
+
+    return refuse
 
 
 def unexplained(why: str) -> Route:
