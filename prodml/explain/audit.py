@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'ASKED_ROWS', 'SECONDS', 'SEEDS', 'LOCAL_ROWS', 'LOCAL_SEEDS', 'DRAWN', 'ADDITIVITY', 'TOP', 'SHIFT_ROWS',
-           'Audit', 'effects', 'Opinions', 'additivity', 'agreements', 'shifts', 'examine_explanation']
+           'Audit', 'effects', 'Opinions', 'additivity', 'agreements', 'worst', 'shifts', 'examine_explanation']
 
 # %% ../../nbs/explain/344_audit.ipynb #7c48e6b8
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -173,7 +173,7 @@ def _opinion(o: Opinions, measure: str, confidence: float, rows: int) -> tuple[T
     """A measure with its interval, what it is of, and on how many rows."""
     if measure == "seed_agreement":
         each = [rank_agreement(o.again[0], other, confidence) for other in o.again[1:]]
-        return min(each, key=lambda one: one[1]), f"the worst of {len(each)} seeds", rows
+        return worst(each), f"the worst of {len(each)} seeds", rows
     if measure == "permutation_agreement":
         many = "by contributions and by shuffling"
         return rank_agreement(effects(o.audit.told), o.permuted, confidence), many, rows
@@ -190,6 +190,11 @@ def _opinion(o: Opinions, measure: str, confidence: float, rows: int) -> tuple[T
     lack = f"a {o.audit.evidence.contract.task} task has no such measure; it has surrogate_"
     said = "a tree of four levels" if name in known else lack + ", surrogate_".join(known)
     return known.get(name, nothing), said, o.surrogate.rows
+
+
+def worst(each: Sequence[Triple]) -> Triple:
+    """The lowest by its interval; one that could not be measured is lower than any."""
+    return min(each, key=lambda one: one[1] if np.isfinite(one).all() else -np.inf)
 
 
 def _mean(shares: np.ndarray, confidence: float) -> Triple:

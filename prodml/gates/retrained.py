@@ -76,7 +76,9 @@ class Retrained:
 
 # %% ../../nbs/gates/240_retrained.ipynb #f01dqual
 def _of_every_class(drawn: np.ndarray, target: np.ndarray, task: str) -> np.ndarray:
-    lacking = [] if task == "regression" else np.setdiff1d(target, target[drawn])
+    if task == "regression":
+        return drawn
+    lacking = np.setdiff1d(target, target[drawn])
     return np.append(drawn, [int(np.argmax(target == one)) for one in lacking]).astype(int)
 
 
