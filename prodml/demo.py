@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/012_demo.ipynb #129c9f29
-NOTE = "SYNTHETIC: a made-up stream of credit applications. No real person is in it."
+NOTE = "SYNTHETIC data: a made-up stream of credit applications, no real person in it."
 START = pd.Timestamp("2024-01-01")
 ONSETS: Mapping[str, int] = {"covariate": 12, "prior": 16, "concept": 20}
 CHANNELS = ["branch", "web", "broker", "app"]

@@ -9,21 +9,24 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 from monitored import monitored
 from processes import prodml
 from released import PASSED
 
-from prodml.gates.candidate import make_candidate
+from prodml.commands import change as commands
+from prodml.gates.candidate import make_candidate, silent
 from prodml.ini import parse_settings, read_settings
 from prodml.release.registry import open_registry
 from prodml.release.store import seal
-from prodml.settings import Mistake
+from prodml.settings import Data, Mistake, Settings
 from prodml.verdict import Verdict
 from prodml.watch.attempts import attempts, attempts_folder
 from prodml.watch.lock import Busy, alone
 from prodml.watch.looks import Look, Seen, looks_folder
 from prodml.watch.monitor import look
-from prodml.watch.retrain import labelled_rows, retrain
+from prodml.watch.policy import Decision
+from prodml.watch.retrain import Retrained, labelled_rows, retrain
 
 INI = """
 [project]
@@ -251,3 +254,27 @@ def test_more_retrains_than_comparisons_would_break_the_promise():
     with pytest.raises(Mistake, match=r"comparisons: the budget of \[retrain\], at least"):
         parse_settings(INI + "budget = 24\n")
     assert parse_settings(INI + "budget = 24\n[compare]\ncomparisons = 24\n").retrain.budget == 24
+
+
+def test_the_pages_of_a_retrained_demo_say_that_it_is_synthetic(tmp_path, monkeypatch):
+    """Its rows come from the file that was kept, which does not say where they came from."""
+    (tmp_path / "settings.ini").write_text("[data]\nsource = demo\ntarget = default\n")
+    made = {}
+
+    def stand_in(settings, make, *told, **more):
+        made["make"] = make
+        return Retrained(Decision(False, "", "calm"))
+
+    def pages(*told, note, **more):
+        made["note"] = note
+        raise Mistake("far enough")
+
+    monkeypatch.setattr("prodml.watch.retrain.retrain", stand_in)
+    monkeypatch.setattr("prodml.pipeline.run_reports", pages)
+    monkeypatch.setattr("prodml.pipeline.train", lambda *told: tmp_path)
+    with pytest.raises(typer.Exit):
+        commands.retrain(project=tmp_path)
+    kept = replace(Settings(root=tmp_path), data=Data(source=str(tmp_path / "kept.parquet")))
+    with pytest.raises(Mistake, match="far enough"):
+        made["make"](kept, silent)
+    assert made["note"].startswith("SYNTHETIC")

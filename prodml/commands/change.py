@@ -6,6 +6,8 @@
 __all__ = ['compare', 'retrain', 'simulate']
 
 # %% ../../nbs/commands/984_change.ipynb #7ef56e25
+import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,11 +38,12 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare a challenger with the champion on rows new to both; exit 0 says: promote."""
-    from prodml.pipeline import later_rows, new_run_id
+    from prodml.pipeline import check_times, later_rows, new_run_id
     from prodml.release.store import find_release
     from prodml.watch.contest import compare_releases
 
     settings = settings_of(project)
+    check_times(since=since, until=until)
     old, new = find_release(settings, against), find_release(settings, challenger)
     later = {"since": since, "until": until} if shadow else {}
     if not shadow and (named := later_rows(settings, source, since, until, labels)):
@@ -49,7 +52,11 @@ def compare(
         run, index = compare_releases(settings, old, new, new_run_id(), later, shadow, step)
     why = [str(finding) for finding in run.result.findings] if run.result else [run.error]
     lines = [f"{ICONS[run.status]} {new.name} against {old.name}: {run.status}"]
-    lines += [*(f"    {one}" for one in why), f"Report   {run.html}", f"Reports  {index}"]
+    lines += [
+        *(f"    {one}" for one in why),
+        f"Report   {os.path.relpath(run.html)}",
+        f"Reports  {index}",
+    ]
     told = {"verdict": run.status, "champion": old.name, "challenger": new.name, "why": why}
     answer(as_json, told | {"report": run.html}, lines)
     raise typer.Exit(EXIT_CODES[run.status])
@@ -66,15 +73,17 @@ def retrain(
     as_json: JsonOption = False,
 ) -> None:
     """Train a challenger if [retrain] asks for one; promote it only if it is shown to be better."""
-    from prodml.pipeline import later_rows, run
+    from prodml.pipeline import check_times, later_rows, note_of, run
     from prodml.watch.retrain import retrain as retrain_project
 
     settings, rows = settings_of(project), {"source": source, "labels": labels}
+    check_times(as_of=as_of)
+    make = partial(run, note=note_of(settings))  # the kept rows do not say where they came from
     if source:
         named = later_rows(settings, source, labels=labels)["performance"]
         rows = {key: named[key] for key in rows}
     with progress("retrain") as step:
-        done = retrain_project(settings, run, because, author, as_of=as_of, **rows, progress=step)
+        done = retrain_project(settings, make, because, author, as_of=as_of, **rows, progress=step)
     facts = {"retrain": done.decision.retrain, "reason": done.decision.reason}
     facts |= {"promoted": done.promoted, "attempt": vars(done.attempt) if done.attempt else None}
     lines = [str(done.decision)]
@@ -94,16 +103,18 @@ def simulate(
     as_json: JsonOption = False,
 ) -> None:
     """Replay history under the policy of [retrain]: when, for what, at what price, how good."""
-    from prodml.pipeline import later_rows, new_run_id
+    from prodml.pipeline import check_times, later_rows, new_run_id
     from prodml.watch.contest import simulate_policy
 
     settings = settings_of(project)
+    changes = [] if onsets.strip() == "none" else onsets.split(",")
+    check_times(start=start, onsets=changes)
     known = later_rows(settings, source)["drift"]["source"] if source else ""
     asked = {"source": known, "start": start, "onsets": onsets, "shuffle": shuffle}
     with progress("simulate") as step:
         run, index = simulate_policy(settings, new_run_id(), asked, step)
     why = [str(finding) for finding in run.result.findings] if run.result else [run.error]
     lines = [f"{ICONS[run.status]} simulation: {run.status}", *(f"    {one}" for one in why)]
-    lines += [f"Report   {run.html}", f"Reports  {index}"]
+    lines += [f"Report   {os.path.relpath(run.html)}", f"Reports  {index}"]
     answer(as_json, {"verdict": run.status, "why": why, "report": run.html}, lines)
     raise typer.Exit(EXIT_CODES[run.status])
