@@ -150,6 +150,10 @@ def findings(done: Replayed, false: int | None, calm: Replayed | None) -> list[F
         found.append(Finding(measure, "all", *values, "min", verdict, told, many))
     if false is not None:
         found.append(_counted("false_retrains", false, many, "with no true change behind them"))
+    refused = [one for one in done.attempts if one.why.startswith("refused: ")]
+    if refused and len(refused) == len(done.attempts):
+        where = f"all that were made; such as {refused[-1].why.removeprefix('refused: ')}"
+        found.append(_counted("challengers_refused_by_a_limit", len(refused), many, where))
     if calm is not None:
         moved = sum(one.decision.trigger in ANSWERS for one in calm.attempts)
         found.append(_counted("retrains_for_nothing", moved, len(calm.looks), "in shuffled rows"))
