@@ -102,6 +102,8 @@ def test_promotion_and_rollback_reach_a_running_server(asked, tmp_path):
     assert [one["after"] for one in entries] == [weak, strong, weak]
     assert entries[2]["undoes"] == 2 and len(file.read_text().splitlines()) == 4
     lines = prodml("history", "-p", tmp_path).stdout.splitlines()
+    other = prodml("history", "--alias", "champoin", "-p", tmp_path).stdout
+    assert other == "No alias is called 'champoin'. There: champion.\n"
     assert len(lines) == 3 and "Zoë promotes: ranks better" in lines[1]
     listed = json.loads(prodml("release", "list", "--json", "-p", tmp_path).stdout)["releases"]
     assert {one["name"]: one["aliases"] for one in listed if one["aliases"]} == {weak: ["champion"]}

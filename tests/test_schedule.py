@@ -194,6 +194,7 @@ def test_a_line_of_the_crontab_does_what_it_says(project):
     assert done.returncode == 0 and "nightly: done after 1 try" in log
     shown = prodml("schedule", "list", "-p", project).stdout
     assert "nightly: prodml release list" in shown and "last done at" in shown
+    assert "1 try\n" in prodml("schedule", "history", "-p", project).stdout
     runs = json.loads(prodml("schedule", "history", "-p", project, "--json").stdout)["runs"]
     assert [run["status"] for run in runs] == ["done"]
 

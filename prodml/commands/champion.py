@@ -105,4 +105,6 @@ def history(
         facts["export"] = registry.export(export, alias)
         lines = [f"Wrote {len(entries)} entries to {export}"]
     nothing = "Nothing was promoted yet: prodml promote RELEASE --reason WHY"
+    if alias and (known := sorted({entry.alias for entry in registry.journal()})):
+        nothing = f"No alias is called {alias!r}. There: {', '.join(known)}."
     answer(as_json, facts, lines or [nothing])

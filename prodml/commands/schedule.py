@@ -51,6 +51,10 @@ def list_schedules(project: ProjectOption = Path("."), as_json: JsonOption = Fal
     answer(as_json, {"schedules": found}, lines)
 
 
+def _tries(count: int) -> str:
+    return f"{count} {'try' if count == 1 else 'tries'}"
+
+
 @schedules.command("run")
 def run_one(
     name: Annotated[str, typer.Argument(help="A schedule of settings.ini.")],
@@ -61,8 +65,7 @@ def run_one(
     from prodml.watch.schedule import run_schedule
 
     ran = run_schedule(settings_of(project), name)
-    tries = f"{ran.tries} {'try' if ran.tries == 1 else 'tries'}"
-    answer(as_json, vars(ran), [ran.said, f"{ran.name}: {ran.status} after {tries}"])
+    answer(as_json, vars(ran), [ran.said, f"{ran.name}: {ran.status} after {_tries(ran.tries)}"])
     raise typer.Exit(CODES.get(ran.status, 2))
 
 # %% ../../nbs/commands/988_schedule.ipynb #9ab7bb87
@@ -74,7 +77,7 @@ def show_history(
     from prodml.watch.schedule import history
 
     found = history(settings_of(project), name)
-    lines = [f"{one.began}  {one.name}  {one.status}  {one.tries} tries" for one in found]
+    lines = [f"{one.began}  {one.name}  {one.status}  {_tries(one.tries)}" for one in found]
     answer(as_json, {"runs": [vars(one) for one in found]}, lines or ["No runs yet."])
 
 # %% ../../nbs/commands/988_schedule.ipynb #52feb372

@@ -195,7 +195,8 @@ def _tell(settings: Settings, ran: Ran) -> None:
     source, standing = f"schedule {ran.name}", list[Alarm]()
     if ran.status in ("error", "timeout"):
         why = ran.said.splitlines()[-1][:300] if ran.said else f"exit code {ran.code}"
-        text = f"{source} {ran.status} after {ran.tries} tries: {why}"
+        many = "try" if ran.tries == 1 else "tries"
+        text = f"{source} {ran.status} after {ran.tries} {many}: {why}"
         standing = [Alarm(f"{source}: {ran.status}", "error", text, source)]
     with contextlib.suppress(Mistake):  # of the channels; the run itself was made
         tell(settings, standing, {source})
