@@ -11,11 +11,21 @@ import sys
 
 import typer
 
-from .commands import champion, change, make, monitor, releases, report, schedule, ship
+from prodml.commands import (
+    champion,
+    change,
+    explore,
+    make,
+    monitor,
+    releases,
+    report,
+    schedule,
+    ship,
+)
 from .commands.terminal import app
 from .settings import Mistake
 
-COMMANDS = (make, report, releases, ship, champion, change, monitor, schedule)  # the pages
+COMMANDS = (make, report, releases, ship, champion, change, monitor, schedule, explore)
 ORDER = """new run train report build serve promote rollback history point
     compare monitor notify retrain simulate explore""".split()
 
