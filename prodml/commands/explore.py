@@ -65,7 +65,7 @@ def app_settings(token: str, theme: str) -> str:
         "VoilaConfiguration": {
             "theme": theme,
             "file_allowlist": [],
-            "extension_allowlist": ["@jupyter-widgets/jupyterlab-manager"],
+            "extension_denylist": ["@jupyterlab/scheduler"],  # needs JupyterLab around it
         },
     }
     lines = [
