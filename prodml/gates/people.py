@@ -18,7 +18,7 @@ from .demography import PARTS, mix_finding, representation
 from .evidence import Evidence
 from .groups import crossed, crossings, group_table, groups_of
 from .labels import cut
-from .mitigation import offers, reduced
+from .mitigation import offers, reduced, takes_weights
 from ..measure import decide
 from ..settings import Mistake
 from ..verdict import Finding, Measured, Verdict
@@ -128,5 +128,6 @@ def mitigation_offers(e: Evidence) -> dict[str, list[tuple[str, float, np.ndarra
             return reduced(e.model.estimator, rows, e.test.features, bound)
 
         new = e.prediction[:, 1], e.sensitive[name].to_numpy()
-        found[name] = offers(e.threshold, (score, near), new, again)
+        retrain = again if takes_weights(e.model.estimator) else None
+        found[name] = offers(e.threshold, (score, near), new, retrain)
     return found
