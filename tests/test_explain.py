@@ -312,7 +312,7 @@ def kept(adult, tmp_path_factory):
 
 def test_a_release_without_the_file_says_so(kept, tmp_path):
     (tmp_path / "contract.json").write_text(kept[1].to_json())
-    with pytest.raises(Mistake, match=r"holds no explanation\.npz\. It was made before"):
+    with pytest.raises(Mistake, match=r"holds no explanation\.npz\. It is no release, or older"):
         explanation_of(tmp_path)
 
 

@@ -6,6 +6,7 @@
 __all__ = ['MOST_ROWS', 'FOLDS', 'REPEATS', 'RESAMPLES', 'Retrained']
 
 # %% ../../nbs/gates/240_retrained.ipynb #d5d1ac5d
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -57,10 +58,8 @@ class Retrained:
     @cached_property
     def folds(self) -> list[float]:
         """The quality on each fold of a repeated cross validation."""
-        e = self.evidence
-        return _fold_qualities(
-            e.model.estimator, *self.rows, e.contract.task, e.settings.project.seed
-        )
+        e, seed = self.evidence, self.evidence.settings.project.seed
+        return _fold_qualities(e.model.estimator, *self.rows, e.contract.task, seed)
 
     @cached_property
     def resampled(self) -> list[np.ndarray]:
@@ -88,7 +87,10 @@ def _fold_qualities(
     kinds, found = KFold if task == "regression" else StratifiedKFold, []
     for repeat in range(REPEATS):
         cut = kinds(FOLDS, shuffle=True, random_state=repeat)
-        for inside, outside in cut.split(features, target):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The least populated class")  # it is seen to below
+            parts = [*cut.split(features, target)]
+        for inside, outside in parts:
             inside = _of_every_class(inside, target, task)
             outside = np.setdiff1d(outside, inside)
             fitted = refit(estimator, features.iloc[inside], target[inside], seed + repeat)
