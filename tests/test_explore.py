@@ -122,8 +122,6 @@ def test_nothing_is_promoted_without_reason_author_or_a_good_comparison(project,
         assert said in one.told.value
     registry = open_registry(settings)
     assert registry.current() == champion.name and len(registry.journal("champion")) == 1
-    forged = strict.parent / "000000000000"
-    assert not forged.exists()
 
 
 def test_a_promotion_is_written_down_and_an_outrun_one_is_told(tmp_path):
