@@ -8,7 +8,7 @@ __all__ = ['SCHEMA', 'ON_THE_WAY', 'ENDS', 'Attempt', 'attempts_folder', 'keep',
 # %% ../../nbs/watch/726_attempts.ipynb #4a8ba344
 import datetime as dt
 import json
-import uuid
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -65,8 +65,8 @@ def keep(settings: Settings, attempt: Attempt, **changed: object) -> Attempt:
 
 
 def new_name(now: dt.datetime) -> str:
-    """A name for an attempt: the time, sortable, and six random digits."""
-    return f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    """A name for an attempt on the day `now`, sorted after all that were made before."""
+    return f"{now:%Y%m%dT%H%M%S}-{time.time_ns():x}"
 
 
 def attempts(settings: Settings) -> list[Attempt]:

@@ -90,6 +90,7 @@ def is_answer(code: int, said: str) -> bool:
         return code in (0, 3)
     reports = facts.get("reports")
     broken = isinstance(reports, dict) and "error" in reports.values()
+    broken = broken or facts.get("verdict") == "error"  # of the one report of a comparison
     return code == 1 and "error" not in facts and not broken
 
 # %% ../../nbs/watch/742_schedule.ipynb #2c2413bb
