@@ -256,10 +256,11 @@ def waterfall(
         axis.axvline(place, color="#8b97a6", lw=1, ls=style, zorder=0)
     axis.margins(x=0.14)
     end = f"{number(at)}{_chance(told, at)}"
-    axis.set(xlabel=f"from the base {number(base)} (dotted) to {end} in {told.unit}")
+    what = f" for {told.outputs[output]}" if len(told.outputs) > 1 else ""
+    axis.set(xlabel=f"from the base {number(base)} (dotted) to {end} in {told.unit}{short(what)}")
     said = "; ".join(f"{label}: {effect:+.3g}{error}" for label, effect, error in steps)
     said = said.replace(r"\$", "$")
-    return Picture(figure, f"From the base {number(base)} {told.unit}: {said}; in all {end}.")
+    return Picture(figure, f"From the base {number(base)} {told.unit}{what}: {said}; in all {end}.")
 
 # %% ../../nbs/explain/322_plots.ipynb #0fedca4c
 def _chance(told: Attributions, margin: float) -> str:
