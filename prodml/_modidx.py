@@ -2286,6 +2286,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'prodml.watch.arrivals': { 'prodml.watch.arrivals._known': ('watch/arrivals.html#_known', 'prodml/watch/arrivals.py'),
                                        'prodml.watch.arrivals.closed_windows': ( 'watch/arrivals.html#closed_windows',
                                                                                  'prodml/watch/arrivals.py'),
+                                       'prodml.watch.arrivals.first_begin': ('watch/arrivals.html#first_begin', 'prodml/watch/arrivals.py'),
                                        'prodml.watch.arrivals.known_outcomes': ( 'watch/arrivals.html#known_outcomes',
                                                                                  'prodml/watch/arrivals.py'),
                                        'prodml.watch.arrivals.logged_rows': ('watch/arrivals.html#logged_rows', 'prodml/watch/arrivals.py'),

@@ -21,6 +21,7 @@ from ..gates.kept import Addition, Plan, kept_looks
 from ..settings import Mistake, Settings
 from prodml.watch.arrivals import (
     closed_windows,
+    first_begin,
     known_outcomes,
     logged_rows,
     predictions_source,
@@ -80,7 +81,8 @@ def _windows(
         origin, begin = (_moment(t, dated, "since") for t in (last.origin, last.until))
     else:
         begin = _moment(since, dated, "since") if since else rows["(at)"].min()
-        begin = begin.floor("D") if dated and settings.monitor.period else begin
+        period = settings.monitor.period
+        begin = first_begin(begin, period) if dated and period else begin
         origin = begin
     return origin, closed_windows(origin, begin, now, settings.monitor.period), now
 
