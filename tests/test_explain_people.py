@@ -1,5 +1,6 @@
 """Overview, pictures, LIME, surrogate and counterfactuals on real rows, through the scorer."""
 
+import re
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -160,7 +161,7 @@ def test_lime_takes_gaps_and_levels_and_says_how_stable_it_is(adult):
     assert "age missing" in made.conditions
     with pytest.raises(Mistake, match="one row at a time, not 2"):
         lime(adult.contract, pieces, answer, adult.columns([0, 1]))
-    with pytest.raises(Mistake, match="2 seeds at least"):
+    with pytest.raises(Mistake, match="2 seeds that differ"):
         lime(adult.contract, pieces, answer, adult.columns([0]), seeds=(0,))
 
 
@@ -200,13 +201,19 @@ def holds(text, row):
     """Whether a row keeps a rule, read as a person reads it."""
     for part in text.replace("(", "").replace(")", "").split(" and "):
         gap = part.endswith(" or missing")
-        name, sign, value = part.removesuffix(" or missing").split(" ", 2)
+        bare = part.removesuffix(" or missing")
+        if between := re.fullmatch(r"(\S+) <= (\S+) < (\S+)", bare):
+            (low, name, high), sign = between.groups(), "between"
+        else:
+            name, sign, value = bare.split(" ", 2)
         seen = row[name]
         if sign == "is":
             wanted = value.removeprefix("not ")
             fine = (seen == wanted) != value.startswith("not ")
         elif isinstance(seen, float) and np.isnan(seen):
             fine = gap
+        elif sign == "between":
+            fine = float(low) <= seen < float(high)
         else:
             fine = seen < float(value) if sign == "<" else seen >= float(value)
         if not fine:
