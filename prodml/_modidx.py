@@ -949,6 +949,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'prodml.lab.errand': { 'prodml.lab.errand.Errand': ('lab/errand.html#errand', 'prodml/lab/errand.py'),
                                    'prodml.lab.errand.Errand.cancel': ('lab/errand.html#errand.cancel', 'prodml/lab/errand.py'),
                                    'prodml.lab.errand.Errand.listen': ('lab/errand.html#errand.listen', 'prodml/lab/errand.py'),
+                                   'prodml.lab.errand.said': ('lab/errand.html#said', 'prodml/lab/errand.py'),
                                    'prodml.lab.errand.send': ('lab/errand.html#send', 'prodml/lab/errand.py')},
             'prodml.lab.explore': { 'prodml.lab.explore.Explore': ('lab/explore.html#explore', 'prodml/lab/explore.py'),
                                     'prodml.lab.explore.Explore.__init__': ('lab/explore.html#explore.__init__', 'prodml/lab/explore.py'),
