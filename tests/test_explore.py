@@ -23,7 +23,7 @@ from prodml.gates.evidence import load_evidence
 from prodml.gates.examine import examine_drift, examine_fairness
 from prodml.lab import explore as opened
 from prodml.lab.challenge import Challenge, contest, decide
-from prodml.lab.errand import send
+from prodml.lab.errand import GRACE, send
 from prodml.lab.launcher import Launcher
 from prodml.lab.moved import came_later
 from prodml.release.registry import Outrun, open_registry
@@ -322,3 +322,17 @@ def test_explored_in_the_browser(tmp_path, browser):
         assert drive(page, settings, champion, 3).startswith("data:text/html;base64,")
         assert not outside
         page.close()
+
+
+def test_an_errand_is_cancelled_also_where_its_parent_ignores_the_signal():
+    """As a JupyterLab does that was begun in the background of a shell."""
+    start = 'print(\'{"text": "on", "share": 0.1}\', flush=True); import time; time.sleep(60)'
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        slow = send({}, start)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    began = time.monotonic()
+    with pytest.raises(Mistake, match="cancelled"):
+        slow.listen(lambda text, share: slow.cancel())
+    assert time.monotonic() - began < GRACE
