@@ -69,7 +69,7 @@ def fetch(source: str, root: Path) -> bytes:
     except Exception as error:  # each of fsspec's file systems has errors of its own
         raise Mistake(f"it cannot be read: {_reason(error, source)}") from None
 
-
+# %% ../nbs/014_data.ipynb #817f1258
 def parse(content: bytes, markers: Iterable[str] = ()) -> pd.DataFrame:
     """The table in the bytes of a CSV or Parquet file; `markers` stand for missing among numbers.
 
@@ -96,7 +96,7 @@ def check_names(names: Iterable[str]) -> None:
     if twice:
         raise Mistake(f"two columns are called {', '.join(map(repr, twice[:5]))}. Rename one.")
 
-
+# %% ../nbs/014_data.ipynb #0a12c3c1
 def _parse_csv(content: bytes, markers: set[str]) -> pd.DataFrame:
     try:
         lines = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")

@@ -25,7 +25,7 @@ from .sketch import make_sketch, merge_sketches
 BINS = 40
 PREDICTION = "(prediction)"  # the name under which a profile holds the model's answers
 
-
+# %% ../nbs/032_profile.ipynb #ac8a7e8d
 @dataclass(frozen=True)
 class Bins:
     """How a column is counted: between edges, or by level and then `new`; the last is `missing`."""
@@ -64,7 +64,7 @@ class Bins:
         whole = by_window(self.place(values), np.zeros(len(values), int), 1, self.size)
         return np.asarray(whole[0])
 
-
+# %% ../nbs/032_profile.ipynb #3d8b2a4c
 def by_window(codes: np.ndarray, windows: np.ndarray, many: int, size: int) -> np.ndarray:
     """The rows in each bin, by window, for the bin and the window of each row; (many, size)."""
     flat: np.ndarray = np.bincount(windows * size + codes, minlength=many * size)
@@ -182,7 +182,7 @@ def _packed(array: np.ndarray) -> bytes:
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
 
-
+# %% ../nbs/032_profile.ipynb #36340b5b
 def read_profile(content: bytes) -> Profile:
     """The profile that `to_bytes` wrote. Raises `Mistake` for bytes that are none."""
     try:

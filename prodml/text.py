@@ -81,7 +81,7 @@ class Condition:
     def __str__(self) -> str:
         return f"{self.column} {self.sign} {self.value or 'missing'}"
 
-
+# %% ../nbs/000_text.ipynb #83ff416b
 def read_conditions(text: str) -> tuple[Condition, ...]:
     """The conditions in `text`, such as `age < 30 and job = cook`. Raises `Mistake` for others."""
     found: list[Condition] = []

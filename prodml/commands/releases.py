@@ -52,7 +52,7 @@ def _aliases(settings: Settings) -> dict[str, list[str]]:
         return held_by(settings)
     return {}
 
-
+# %% ../../nbs/commands/976_releases.ipynb #150bfa6a
 @releases.command("show")
 def release_show(
     name: ReleaseArgument = "latest",

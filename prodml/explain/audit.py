@@ -33,7 +33,7 @@ from ..verdict import Finding, GateResult, Measured, Verdict, judge, mean_interv
 # %% ../../nbs/explain/344_audit.ipynb #fdcf1567
 ROWS, ASKED_ROWS, SECONDS = 1000, 60, 3.0
 
-
+# %% ../../nbs/explain/344_audit.ipynb #8cee8406
 @dataclass(frozen=True)
 class Audit:
     """A candidate or release whose explanation is examined."""
@@ -70,7 +70,7 @@ class Audit:
         """The contributions to them."""
         return self.attribute(self.rows)
 
-
+# %% ../../nbs/explain/344_audit.ipynb #365fed21
 def effects(told: Attributions) -> np.ndarray:
     """The size of each contribution, (rows, columns), mean over the outputs."""
     return np.asarray(np.abs(told.values).mean(axis=2))
@@ -78,7 +78,7 @@ def effects(told: Attributions) -> np.ndarray:
 # %% ../../nbs/explain/344_audit.ipynb #fd09569c
 SEEDS, LOCAL_ROWS, LOCAL_SEEDS, DRAWN = (1, 2, 3), 12, (0, 1, 2), 500
 
-
+# %% ../../nbs/explain/344_audit.ipynb #607dfe5e
 @dataclass(frozen=True)
 class Opinions:
     """What others say of the model in `audit`."""
@@ -168,7 +168,7 @@ def agreements(o: Opinions, limits: Mapping[str, float], confidence: float) -> l
         found.append(replace(one, why=f"{one.why}; {why}" if np.isfinite(values[0]) else why))
     return found
 
-
+# %% ../../nbs/explain/344_audit.ipynb #837fcf34
 def _opinion(o: Opinions, measure: str, confidence: float, rows: int) -> tuple[Triple, str, int]:
     """A measure with its interval, what it is of, and on how many rows."""
     if measure == "seed_agreement":
@@ -220,7 +220,7 @@ def shifts(audit: Audit, current: Current | None = None) -> pd.DataFrame:
     windows = current.windows[audit.spread(len(current.features), 2 * SHIFT_ROWS)]
     return attribution_shift(test, now, windows, asked.looks, asked.alpha)
 
-
+# %% ../../nbs/explain/344_audit.ipynb #ea117f1f
 def examine_explanation(
     o: Opinions, current: Current | None = None, run_id: str = ""
 ) -> tuple[GateResult, pd.DataFrame | None]:

@@ -49,7 +49,7 @@ class Subject:
         text = str(getattr(self.settings.card, key)).strip()
         return text if key not in ASKED or not blank(text, ASKED[key]) else NOT_SAID
 
-
+# %% ../../nbs/explain/354_card.ipynb #0c81aa16
 def read_subject(
     folder: str | Path, gates: Iterable[GateResult], run_id: str, created: str
 ) -> Subject:
@@ -91,7 +91,7 @@ def _told(value: float | None, low: float | None, high: float | None) -> tuple[s
     ends = "none" if low is None or high is None else f"{number(low)} to {number(high)}"
     return "not measured" if value is None else number(value), ends
 
-
+# %% ../../nbs/explain/354_card.ipynb #c52e0ef7
 def groups_grid(name: str, measured: Sequence[Measured], minimum: int) -> Grid:
     """A row for each group of the column or crossing `name`, with its rates and intervals."""
     head = f"{name} = "
@@ -141,7 +141,7 @@ def details(s: Subject) -> Section:
     rows += [("More", s.said("more"))] if s.said("more") else []
     return Section("Model details", (Facts(tuple(rows)),))
 
-
+# %% ../../nbs/explain/354_card.ipynb #c56872e4
 def uses(s: Subject) -> Section:
     """Uses: the intended one, the users, and what is out of scope."""
     keys = ("intended_use", "users", "out_of_scope")
@@ -178,7 +178,7 @@ def metrics(s: Subject) -> Section:
     grids = findings_grid("On all rows of the test part", whole, absent)
     return Section("Metrics", (about, told, grids, findings_grid("On parts of it", parts, absent)))
 
-
+# %% ../../nbs/explain/354_card.ipynb #3eed281f
 def analyses(s: Subject) -> Section:
     """Quantitative analyses: groups of people, column by column, and where columns cross."""
     gate, single = s.gate("fairness"), s.contract.of_role("sensitive")
@@ -222,7 +222,7 @@ def other_gates(s: Subject) -> Section:
     grids = [findings_grid(name, gate.findings if gate else (), absent) for name, gate in found]
     return Section("Robustness", tuple(grids))
 
-
+# %% ../../nbs/explain/354_card.ipynb #fc205945
 def reasons(s: Subject) -> Section:
     """Explanations: which columns it listens to, and how far that account can be relied on."""
     gate, absent = s.gate("explanation"), "not examined in this run."

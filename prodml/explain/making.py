@@ -76,7 +76,7 @@ def check_agrees(made: Explanation, answer: np.ndarray, rows: pd.DataFrame) -> N
     if not off <= AGREE or not told.gap / reach <= AGREE:
         raise NotExplicit(f"read off, the model answers otherwise: by {max(off, told.gap):.2g}")
 
-
+# %% ../../nbs/explain/312_making.ipynb #4c6dc169
 def make_explanation(
     estimator: Any, contract: Contract, train: pd.DataFrame, rows: pd.DataFrame
 ) -> Explanation:

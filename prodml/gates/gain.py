@@ -40,7 +40,7 @@ def measure_of(task: str, asked: str = "auto") -> str:
         raise Mistake(f"[compare] measure = {name}: for a {task} task, one of auto, {known}.")
     return name
 
-
+# %% ../../nbs/gates/248_gain.ipynb #84af9373
 def gain(rivals: Rivals, name: str, tail: float, kept: np.ndarray | None = None) -> Difference:
     """How much better the challenger is by the measure `name`, on the rows `kept` or on all."""
     on = np.ones(len(rivals.target), bool) if kept is None else kept
@@ -88,7 +88,7 @@ def limit_of(rules: Compare) -> float:
     """What the gain must be above."""
     return rules.margin if rules.goal == "better" else -rules.margin
 
-
+# %% ../../nbs/gates/248_gain.ipynb #00fb7449
 def judge_gain(seen: Difference, name: str, rules: Compare, least: int = 0) -> Finding:
     """The finding on the gain of all rows: pass promotes, anything else keeps the champion.
 

@@ -34,7 +34,7 @@ def _placements(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np
     own = [pd.Series(score[side]).rank().to_numpy() for side in (positive, ~positive)]
     return (place[positive] - own[0]) / max(len(score) - n, 1), (place[~positive] - own[1]) / n
 
-
+# %% ../../nbs/gates/216_stress.ipynb #1813cbf7
 def drop(
     task: str, target: np.ndarray, before: np.ndarray, after: np.ndarray, confidence: float = 0.95
 ) -> tuple[float, float, float]:
