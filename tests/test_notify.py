@@ -3,10 +3,12 @@
 import datetime as dt
 import json
 import socket
+import threading
 import time
 from dataclasses import replace
 from email import message_from_string
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -183,15 +185,61 @@ def test_a_memory_that_was_spoilt_tells_once_more(tmp_path):
     with hook() as web:
         settings = project(tmp_path, web)
         tell(settings, [BAD], {"performance"}, now=at(8))
-        notify_file(settings).write_text("{")
-        tell(settings, [BAD], {"performance"}, now=at(9))
-        assert len(web) == 2
+        for many, text in enumerate(
+            ("{", '{"webhook": {"over": {"drift: shift": "it moved"}}}'), 2
+        ):
+            notify_file(settings).write_text(text)
+            tell(settings, [BAD], {"performance"}, now=at(9))
+            assert len(web) == many
 
 
 def test_severity_says_what_is_told_at_least():
     asked = Notify(severity="fail")
     known = heard(Known(), [UP, BAD], set(), asked, 0.0)
     assert list(known.waiting) == [BAD.key] and list(sent(known, 0.0).told) == [BAD.key]
+
+
+def test_a_failure_that_is_only_a_warning_now_is_over_for_who_asked_for_failures(tmp_path):
+    with hook() as web:
+        settings = project(tmp_path, web, severity="fail")
+        tell(settings, [replace(UP, severity="fail")], {"drift"}, now=at(8))
+        tell(settings, [UP], {"drift"}, now=at(9))
+        assert len(web) == 2 and web[1]["over"] == [UP.key]
+
+
+def test_an_end_is_told_after_a_day_also_to_who_is_only_awake_in_the_quiet_hours(tmp_path):
+    with hook() as web:
+        settings = project(tmp_path, web, quiet="22:00-07:00")
+        tell(settings, [BAD], {"performance"}, now=at(3))
+        tell(settings, [], {"performance"}, now=at(3, 2))
+        assert len(web) == 1
+        tell(settings, [], {"performance"}, now=at(3, 3))
+        assert len(web) == 2 and web[1]["over"] == [BAD.key]
+
+
+def test_of_two_that_fail_at_the_same_moment_both_are_told(tmp_path):
+    """The second waits for the first, which a slow channel holds up."""
+    both, begun, free = [], threading.Event(), threading.Event()
+
+    def slow(asked, channel, message):
+        both.append(message.facts["alarms"][0]["key"])
+        begun.set()
+        assert free.wait(30)
+        return channels.Sent(channel)
+
+    settings = project(tmp_path, SimpleNamespace(port=1))
+    first = threading.Thread(
+        target=tell, args=(settings, [BAD], {"performance"}, "", "", at(8), slow)
+    )
+    first.start()
+    assert begun.wait(30)
+    other = threading.Thread(target=tell, args=(settings, [UP], {"drift"}, "", "", at(8), slow))
+    other.start()
+    other.join(0.3)
+    assert other.is_alive() and both == [BAD.key]
+    free.set()
+    first.join(30), other.join(30)
+    assert both == [BAD.key, UP.key]
 
 
 @pytest.mark.parametrize("quiet", ["22-7", "25:00-07:00", "always"])

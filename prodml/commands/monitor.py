@@ -6,9 +6,8 @@
 __all__ = ['AsOfOption', 'SinceOption', 'TestOption', 'monitor', 'notify']
 
 # %% ../../nbs/commands/986_monitor.ipynb #9280c730
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,38 +20,30 @@ from prodml.commands.terminal import (
     app,
     progress,
     settings_of,
+    warn,
 )
 from ..settings import Mistake, Settings
+
+if TYPE_CHECKING:
+    from prodml.watch.channels import Sent
 
 AsOfOption = Annotated[str, typer.Option(help="The time we look from; now by default.")]
 SinceOption = Annotated[str, typer.Option(help="Where the first look at a release begins.")]
 TestOption = Annotated[bool, typer.Option("--test", help="Send a test message to each channel.")]
 
 # %% ../../nbs/commands/986_monitor.ipynb #be3a9553
-def _tell(settings: Settings, page: Path | str = "", error: str = "") -> list[str]:
-    """What went wrong in telling the last look, or the `error` that kept it from being made."""
+def _tell(settings: Settings, page: Path | str = "", error: str = "") -> "list[Sent]":
+    """What became of telling the last look, or the `error` that kept it from being made."""
     from prodml.watch.looks import looks
     from prodml.watch.notify import Alarm, alarms_in, sources_of, tell
 
-    try:
-        if error:
-            alarm = Alarm("monitor: error", "error", f"no look was made: {error}", "monitor")
-            done = tell(settings, [alarm], {"monitor"})
-        elif made := looks(settings)[-1:]:
-            last = made[0]
-            about = f"Look {last.number} at release {last.release}, of {last.as_of}: {last.verdict}"
-            done = tell(settings, alarms_in(last), sources_of(last), about, str(page))
-        else:
-            return []
-    except Mistake as mistake:
-        return [str(mistake)]
-    return [f"{one.channel} was not told: {one.error}" for one in done if one.error]
-
-
-def _warn(troubles: list[str]) -> list[str]:
-    for trouble in troubles:
-        print(f"Warning: {trouble}", file=sys.stderr)
-    return troubles
+    if error:
+        alarm = Alarm("monitor: error", "error", f"no look was made: {error}", "monitor")
+        return tell(settings, [alarm], {"monitor"})
+    for last in looks(settings)[-1:]:
+        about = f"Look {last.number} at release {last.release}, of {last.as_of}: {last.verdict}"
+        return tell(settings, alarms_in(last), sources_of(last), about, str(page))
+    return []
 
 # %% ../../nbs/commands/986_monitor.ipynb #1b7e03b7
 @app.command()
@@ -66,6 +57,7 @@ def monitor(
     from prodml.watch.history import write_history
     from prodml.watch.lock import Busy
     from prodml.watch.monitor import look, note_of
+    from prodml.watch.notify import untold
 
     settings = settings_of(project)
     try:
@@ -76,9 +68,10 @@ def monitor(
         raise
     except Exception as error:
         kind = "" if isinstance(error, Mistake) else f"{type(error).__name__}: "
-        _warn(_tell(settings, error=f"{kind}{error}"))
+        said = f"{kind}{error}"
+        warn(untold(lambda: _tell(settings, error=said)))
         raise
-    troubles = _warn(_tell(settings, page))
+    troubles = warn(untold(lambda: _tell(settings, page)))
     if made is None:
         told = "Nothing is new: no window has closed since the last look, and no outcomes came."
         facts = {"verdict": None, "page": page, "untold": troubles}

@@ -9,6 +9,7 @@ __all__ = ['Busy', 'alone']
 import contextlib
 import datetime as dt
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,16 +22,20 @@ class Busy(Mistake):
 
 
 @contextlib.contextmanager
-def alone(path: str | Path, what: str) -> Iterator[None]:
+def alone(path: str | Path, what: str, wait: float = 0.0) -> Iterator[None]:
     """Nothing; inside the block no other process is inside one for the same `path`.
 
-    `what` is what is being done, for the message. Raises `Busy` at once where another is inside.
+    `what` is what is being done, for the message. Raises `Busy` where another is inside, and still
+    is after `wait` seconds.
     """
-    path = Path(path)
+    path, last = Path(path), time.monotonic() + wait
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if not take_lock(handle):
+        while not take_lock(handle):
+            if time.monotonic() < last:
+                time.sleep(0.1)
+                continue
             owner = os.read(handle, 200).decode(errors="replace").strip() or "which is starting"
             right = "It ends by itself; the lock ends with it, even if it is killed."
             raise Busy(f"another {what} is at work: {owner}. {right}")
