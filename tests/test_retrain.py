@@ -1,5 +1,6 @@
 """A retrain to its end: promoted, kept, outrun, cut off at every step, and as a command."""
 
+import datetime as dt
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import typer
+from listeners import hook
 from monitored import monitored
 from processes import prodml
 from released import PASSED
@@ -19,9 +21,11 @@ from prodml.gates.candidate import make_candidate, silent
 from prodml.ini import parse_settings, read_settings
 from prodml.release.registry import open_registry
 from prodml.release.store import seal
+from prodml.report.run import Run
 from prodml.settings import Data, Mistake, Settings
 from prodml.verdict import Verdict
-from prodml.watch.attempts import attempts, attempts_folder
+from prodml.watch import retrain as module
+from prodml.watch.attempts import Attempt, attempts, attempts_folder, keep
 from prodml.watch.lock import Busy, alone
 from prodml.watch.looks import Look, Seen, looks_folder
 from prodml.watch.monitor import look
@@ -166,6 +170,55 @@ def test_data_that_makes_no_model_is_a_failed_attempt(project):
         rows = labelled_rows(settings, as_of="2026-01-01").drop(columns="default")
         rows.to_csv(without, index=False)
         labelled_rows(settings, str(without))
+
+
+def test_a_comparison_that_breaks_down_is_no_victory_of_the_champion(project, monkeypatch):
+    settings, old = project
+    looked(settings, old, "drift alert: shift (income): since look 3 of 9")
+    broken = Run("comparison", "r", "error", "DeadKernelError", None, 1.0, Path("a"), Path("b"))
+    monkeypatch.setattr(module, "compare_releases", lambda *told, **more: (broken, Path("c")))
+    done = retrain(settings, sealed, as_of="2026-01-01")
+    assert done.attempt.state == "failed" and "DeadKernelError" in done.attempt.why
+    monkeypatch.undo()
+    soon = retrain(settings, sealed, as_of="2026-01-02")
+    assert soon.decision.trigger == "drift" and "7 must pass" in soon.decision.reason
+    again = retrain(settings, sealed, as_of="2026-01-09")
+    assert again.decision.trigger == "drift" and again.attempt.state == "promoted"
+
+
+@pytest.mark.parametrize(
+    ("state", "severity", "code"), [("failed", "error", 1), ("refused", "warn", 0)]
+)
+def test_an_attempt_that_came_to_nothing_is_told_once_and_so_is_its_end(
+    tmp_path, monkeypatch, state, severity, code
+):
+    """As a schedule runs it: the command, day after day, by the channels of [notify]."""
+    now, days = dt.datetime(2026, 1, 1), iter(range(1, 9))
+    with hook() as web:
+        text = f"[data]\nsource = demo\n[notify]\nwebhook = http://127.0.0.1:{web.port}/\n"
+        (tmp_path / "settings.ini").write_text(text)
+        settings = read_settings(tmp_path / "settings.ini")
+
+        def day(trigger, state=""):
+            """The command on the next day, when an attempt comes to `state`, if to any."""
+            attempt, at = None, (now + next(days) * dt.timedelta(days=1)).isoformat()
+            if state:
+                head = Attempt(at.replace(":", ""), at, "0a", trigger, "it moved")
+                attempt = keep(settings, head, state=state, why="no space is left")
+            said = Retrained(Decision(bool(state), trigger, "because"), attempt)
+            monkeypatch.setattr(module, "retrain", lambda *told, **more: said)
+            with pytest.raises(typer.Exit) as end:
+                commands.retrain(project=tmp_path, as_json=True)
+            return end.value.exit_code
+
+        assert day("drift", state) == code
+        (alarm,) = web[0]["alarms"]
+        assert alarm["severity"] == severity and "no space is left" in alarm["text"]
+        assert day("drift") == 0 and day("drift", state) == code and len(web) == 1  # one episode
+        assert day("") == 0  # nothing asks for it any more
+        assert len(web) == 2 and web[1]["over"] == [alarm["key"]]
+        assert day("drift", state) == code and day("drift", "kept") == 0
+        assert len(web) == 4 and web[3]["over"] == [alarm["key"]]
 
 
 KILLED = """

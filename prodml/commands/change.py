@@ -22,6 +22,7 @@ from prodml.commands.terminal import (
     app,
     progress,
     settings_of,
+    warn,
 )
 
 # %% ../../nbs/commands/984_change.ipynb #8e3b9d89
@@ -74,6 +75,8 @@ def retrain(
 ) -> None:
     """Train a challenger if [retrain] asks for one; promote it only if it is shown to be better."""
     from prodml.pipeline import check_times, later_rows, note_of, run
+    from prodml.watch.attempts import tell_attempts
+    from prodml.watch.notify import untold
     from prodml.watch.retrain import retrain as retrain_project
 
     settings, rows = settings_of(project), {"source": source, "labels": labels}
@@ -84,7 +87,8 @@ def retrain(
         rows = {key: named[key] for key in rows}
     with progress("retrain") as step:
         done = retrain_project(settings, make, because, author, as_of=as_of, **rows, progress=step)
-    facts = {"retrain": done.decision.retrain, "reason": done.decision.reason}
+    troubles = warn(untold(lambda: tell_attempts(settings, bool(done.decision.trigger))))
+    facts = {"retrain": done.decision.retrain, "reason": done.decision.reason, "untold": troubles}
     facts |= {"promoted": done.promoted, "attempt": vars(done.attempt) if done.attempt else None}
     lines = [str(done.decision)]
     lines += [f"    {done.attempt}"] if done.attempt else []

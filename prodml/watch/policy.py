@@ -18,11 +18,12 @@ from .looks import level_of
 
 # %% ../../nbs/watch/724_policy.ipynb #37c41c85
 class Tried(NamedTuple):
-    """A challenger that was trained before: when, what asked for it, and whether it won."""
+    """An attempt that was made before: when, what asked for it, and whether the challenger won."""
 
     at: dt.datetime
     trigger: str
     promoted: bool
+    broke: bool = False  # it failed, and so says nothing of the champion
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,19 @@ ANSWERS = ("performance", "drift", "follow-up")  # triggers that go back to an a
 
 def is_unsettled(attempts: Sequence[Tried], window: float) -> bool:
     """Whether the last win after an alarm is still to be followed up; `window` is in days."""
-    wins = [one for one in attempts if one.promoted and one.trigger in ("performance", "drift")]
+    whole = [one for one in attempts if not one.broke]
+    wins = [one for one in whole if one.promoted and one.trigger in ("performance", "drift")]
     if not wins:
         return False
-    last, mixed = attempts[-1], wins[-1].at + window * DAY
+    last, mixed = whole[-1], wins[-1].at + window * DAY
     return (last.promoted and last.trigger in ANSWERS) or last.at < mixed
 
 
 def survived(attempts: Sequence[Tried]) -> tuple[str, ...]:
-    """What asked for the challengers against which the champion has won since it is champion."""
+    """What asked for the challengers that have not beaten the champion since it is champion."""
     wins = [place for place, one in enumerate(attempts) if one.promoted]
-    return tuple(one.trigger for one in attempts[wins[-1] + 1 if wins else 0 :])
+    since = attempts[wins[-1] + 1 if wins else 0 :]
+    return tuple(one.trigger for one in since if not one.broke)
 
 # %% ../../nbs/watch/724_policy.ipynb #0b2293ae
 def asked_by(policy: Retrain, moment: Moment) -> tuple[str, str]:
@@ -127,7 +130,7 @@ def _nothing(policy: Retrain, moment: Moment) -> str:
     """Why nothing asks for a retrain."""
     heard = [gate for gate in sorted(moment.alarms) if gate in policy.on]
     if heard:
-        return f"{', '.join(heard)} alarms, and the champion has won against a challenger since"
+        return f"{', '.join(heard)} alarms, and no challenger has beaten the champion since"
     calm = "no alarm" if not moment.alarms else f"alarm of {', '.join(sorted(moment.alarms))}"
     asked = f"only {', '.join(policy.on)} may ask" if policy.on else "only a person may ask"
     return f"{calm}; {asked}"

@@ -153,7 +153,10 @@ def _compare(settings: Settings, attempt: Attempt, progress: Progress) -> Attemp
 
 
 def _settle(settings: Settings, attempt: Attempt, author: str) -> Attempt:
-    """The attempt at its end: promoted, kept, or outrun."""
+    """The attempt at its end: promoted, kept, outrun, or failed."""
+    if attempt.verdict == "error":
+        why = f"the comparison broke down: {attempt.why}"
+        return keep(settings, attempt, state="failed", why=why)
     if attempt.verdict not in ("pass", "warn"):
         return keep(settings, attempt, state="kept")
     evidence = {
