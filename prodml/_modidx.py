@@ -692,6 +692,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'prodml.gates.gain.measure_of': ('gates/gain.html#measure_of', 'prodml/gates/gain.py'),
                                    'prodml.gates.gain.moved': ('gates/gain.html#moved', 'prodml/gates/gain.py'),
                                    'prodml.gates.gain.parts_of': ('gates/gain.html#parts_of', 'prodml/gates/gain.py'),
+                                   'prodml.gates.gain.rarest': ('gates/gain.html#rarest', 'prodml/gates/gain.py'),
                                    'prodml.gates.gain.share_of': ('gates/gain.html#share_of', 'prodml/gates/gain.py')},
             'prodml.gates.groups': { 'prodml.gates.groups.counted': ('gates/groups.html#counted', 'prodml/gates/groups.py'),
                                      'prodml.gates.groups.crossed': ('gates/groups.html#crossed', 'prodml/gates/groups.py'),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm, rankdata, skew, t
+from scipy.stats import kurtosis, norm, rankdata, skew, t
 
 from ..verdict import proportion_interval
 
@@ -82,8 +82,8 @@ def _outranked(positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.
 def mean_gain(first: np.ndarray, second: np.ndarray, tail: float = 0.05) -> Difference:
     """How much smaller the mean of the losses `second` is than that of `first`, both (rows,).
 
-    Student's paired interval, or Hall's for skewed differences (1992) where that is wider. Not a
-    number with fewer than two rows.
+    Student's paired interval, or Hall's for skewed differences (1992) where that is wider, with
+    the degrees of freedom of Satterthwaite (1946). Not a number with fewer than two rows.
     """
     gain = np.asarray(first - second, float)
     if len(gain) < 2:
@@ -91,7 +91,8 @@ def mean_gain(first: np.ndarray, second: np.ndarray, tail: float = 0.05) -> Diff
     value, error = float(gain.mean()), float(gain.std(ddof=1) / math.sqrt(len(gain)))
     if not error:
         return Difference(value, value, value, 0.0, len(gain))
-    quantile = float(t.isf(tail, len(gain) - 1))
+    freedom = 2 * len(gain) / max(float(kurtosis(gain, fisher=False)) - 1, 1e-9)
+    quantile = float(t.isf(tail, min(max(freedom, 1.0), len(gain) - 1)))
     bend = float(skew(gain)) / (6 * math.sqrt(len(gain)))
     low = max(quantile, _unbent(quantile, bend))
     high = max(quantile, -_unbent(-quantile, bend))
