@@ -31,30 +31,37 @@ from prodml.gates.gain import (
 )
 from .rivals import Rivals, common_test, make_rivals
 from ..measure import BY_TASK
-from ..settings import Settings, Slice
+from ..settings import Mistake, Settings, Slice
 from ..stats.betting import confidence_sequence
 from ..stats.live import bet_on_gain
 from ..stats.paired import Difference
 from ..verdict import Finding, GateResult, Measured, Verdict
 
 # %% ../../nbs/gates/250_compare.ipynb #b9982453
-def live_gains(rivals: Rivals, asked: str = "auto") -> tuple[str, np.ndarray]:
-    """The name of a bounded measure, and each row's gain by it, shape (rows,) in [-1, 1]."""
+def live_gains(
+    rivals: Rivals, asked: str = "auto", limit: float = 0.0
+) -> tuple[str, np.ndarray, float]:
+    """The name of a bounded measure, each row's gain by it in [-1, 1], and the `limit` of these."""
     y, first, second = rivals.target, rivals.champion, rivals.challenger
     if rivals.task == "regression":
-        return "closeness", np.sign(np.abs(y - first) - np.abs(y - second))
+        return "closeness", np.sign(np.abs(y - first) - np.abs(y - second) - limit), 0.0
     if asked == "brier_score":
         losses = [loss_of_rows(rivals.task, asked, y, told) for told in (first, second)]
+        most = 1 if rivals.task == "binary" else 2
         whole = np.subtract(losses[0], losses[1])  # type: ignore[arg-type]
-        return asked, np.asarray(whole if rivals.task == "binary" else whole / 2)
+        return asked, np.asarray(whole / most), limit / most
+    if limit and measure_of(rivals.task, asked) != "accuracy":
+        advice = "ask for measure = accuracy or brier_score, and a margin in its unit"
+        raise Mistake(f"[compare] margin: a shadow test is judged by right decisions; {advice}.")
     right = [(told == y).astype(float) for told in rivals.decisions]
-    return "accuracy", right[1] - right[0]
+    return "accuracy", right[1] - right[0], limit
 
 
 def judge_live(rivals: Rivals, rules: Compare, least: int = 0) -> Finding:
     """The finding on rows that came day by day and were looked at each day."""
-    name, gains = live_gains(rivals, rules.measure)
-    tail, limit = share_of(rules), limit_of(rules)
+    tail = share_of(rules)
+    name, gains, limit = live_gains(rivals, rules.measure, limit_of(rules))
+    rules = replace(rules, margin=abs(limit))
     looks = [gains[rows] for rows in rivals.days]
     won = bet_on_gain(looks, tail, limit)
     lost = bet_on_gain([-one for one in looks], tail, -limit)

@@ -58,7 +58,7 @@ def gain(rivals: Rivals, name: str, tail: float, kept: np.ndarray | None = None)
     losses = [loss_of_rows(rivals.task, name, y, p) for p in (first, second)]
     if losses[0] is not None and losses[1] is not None:
         if name in LOSSES and rarest(y, first.shape[1]) < FEWEST:
-            return Difference(*[np.nan] * 4, len(y))
+            return Difference(np.nan, np.nan, np.nan, np.nan, len(y))
         return mean_gain(losses[0], losses[1], tail)
     function, sign = BY_TASK[rivals.task][name], -1 if name in SMALLER_IS_BETTER else 1
 
@@ -98,7 +98,7 @@ def share_of(rules: Compare) -> float:
 
 def limit_of(rules: Compare) -> float:
     """What the gain must be above."""
-    return rules.margin if rules.goal == "better" else -rules.margin
+    return rules.margin if rules.goal == "better" else 0.0 - rules.margin
 
 # %% ../../nbs/gates/248_gain.ipynb #00fb7449
 def judge_gain(seen: Difference, name: str, rules: Compare, least: int = 0) -> Finding:
