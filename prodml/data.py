@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OTHER_KINDS', 'AS_TEXT', 'NOTHING', 'DATABASES', 'ISO_DATE', 'shown', 'fetch', 'parse', 'check_names', 'query',
-           'read_table', 'plain', 'tidy', 'times', 'within', 'read', 'check_columns']
+           'NoRows', 'read_table', 'plain', 'tidy', 'times', 'within', 'read', 'check_columns']
 
 # %% ../nbs/014_data.ipynb #ad06c0f4
 import csv
@@ -164,6 +164,10 @@ def query(source: str, sql: str, root: Path) -> pd.DataFrame:
 DATABASES = ("sqlite", "postgresql", "mysql", "mariadb", "mssql", "oracle", "duckdb", "snowflake")
 
 
+class NoRows(Mistake):
+    """A table with columns and without a row, which may be well: nothing came yet."""
+
+
 def read_table(data: Data, root: Path = Path(".")) -> pd.DataFrame:
     """All rows at `data.source`, types as they come, no spaces around the column names."""
     if data.source == "demo":
@@ -177,7 +181,7 @@ def read_table(data: Data, root: Path = Path(".")) -> pd.DataFrame:
     if frame.shape[1] < 2:
         raise Mistake(f"one column only, {list(frame.columns)}. A model needs more.")
     if frame.empty:
-        raise Mistake("there are columns, but no rows.")
+        raise NoRows("there are columns, but no rows.")
     return frame.reset_index(drop=True)
 
 # %% ../nbs/014_data.ipynb #aea1185c
@@ -295,7 +299,7 @@ def read(data: Data, root: Path = Path(".")) -> pd.DataFrame:
             return frame
         return within(frame.assign(**{data.time: times(frame[data.time])}), data)
     except Mistake as mistake:
-        raise Mistake(f"{shown(data.source)}: {mistake}") from None
+        raise type(mistake)(f"{shown(data.source)}: {mistake}") from None
 
 
 def check_columns(frame: pd.DataFrame, data: Data) -> None:

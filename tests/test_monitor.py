@@ -264,6 +264,34 @@ def test_the_log_is_read_as_it_was_answered_and_outcomes_when_they_are_due(logge
     assert labels == wanted[both.rows["(id)"]].tolist() and len(both.looks) == 1
 
 
+def test_what_is_in_the_log_a_moment_after_a_look_is_counted_by_the_next(logged):
+    """As when a look falls between an answer and the second in which the server writes it down."""
+    settings, release, frame, ids = logged
+    first = one_here(settings, release, "2024-08-01")
+    evidence = load_evidence(release)
+    names = [column.name for column in evidence.contract.features]
+    answers = evidence.model.predict(check_frame(evidence.contract, frame).features)[:3]
+    end = pd.Timestamp("2024-08-01").timestamp()
+    late, gone = ["late-1", "late-2", ids[0]], ["long ago"] * 3
+    where, classes = settings.root / "log", evidence.contract.classes
+    at = end - np.array([0.5, 3000.0, 0.5])
+    log_of(where, release.name, frame[names][:3], answers, at, late, classes)
+    log_of(where, release.name, frame[names][:3], answers, at - 86_400, gone, classes)
+    second = one_here(settings, release, "2024-09-01")
+    seen = kept_rows(evidence.contract, second).rows["(id)"]
+    assert seen.is_unique and {"late-1", "late-2"} < {*seen} and "long ago" not in {*seen}
+    assert len(seen) == len(frame) + 2 and read_plan(first).until == read_plan(second).since
+
+
+def test_rows_that_came_and_cannot_be_used_are_not_called_silence(own):
+    settings, release = own
+    rows = stream(range(6, 8)).assign(income="a lot")
+    rows.to_csv(settings.root / "later.csv", index=False)
+    asked = replace(settings.monitor, predictions="later.csv")
+    with pytest.raises(Mistake, match=r"2000 rows came between .* the contract refuses them"):
+        arrive(replace(settings, monitor=asked), release, as_of="2024-09-05")
+
+
 def test_an_outcome_that_is_corrected_after_it_was_judged_changes_nothing(logged):
     settings, release, frame, ids = logged
     stamp = pd.Timestamp("2024-08-01").timestamp()
@@ -319,10 +347,13 @@ def test_every_lack_is_a_sentence_that_says_what_would_be_right(logged, tmp_path
         ("application_id,default\n,yes\n", "have no application_id"),
         ("application_id,x\na,1\n", "default"),
         ("application_id,default\na,yes\na,no\n", "two outcomes"),
+        ("application_id,default\na,1\nb,0\n", "such as '1'; right is no, yes"),
     ):
         table.write_text(content)
         changed = replace(settings, monitor=replace(asked, labels="late.csv"))
         assert word in said(changed, as_of="2024-09-20"), content
+    table.write_text("application_id,default\n")  # nothing is decided yet
+    assert arrive(changed, release, as_of="2024-09-20")[0].waiting["0"].startswith("0% of its rows")
     one_here(settings, release, "2024-09-20")
     assert "keep its log" in said(settings, as_of="2024-12-20")
     assert "first one only" in said(settings, as_of="2024-12-20", since="2024-01-01")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..contract import Contract
-from ..data import plain, read, shown
+from ..data import NoRows, plain, read, shown
 from ..gates.current import outcomes, read_rows
 from ..gates.labels import edges
 from ..serve.answers import read_feedback, read_predictions
@@ -88,21 +88,34 @@ def known_outcomes(
         wanted = Data(source=named, query=asked.labels_query, target=data.target, id=data.id)
         if not data.id:
             raise Mistake("outcomes are joined by id: name its column in settings.ini ([data] id)")
-        table = read(wanted, settings.root)
+        try:
+            table = read(wanted, settings.root)
+        except NoRows:
+            return _known(pd.DataFrame({"(id)": [], "target": [], "came": []}), as_of)
         if lost := int(table[data.id].isna().sum()):
             right = "each outcome needs the id of the row it is of"
             raise Mistake(f"{shown(named)}: {lost} outcomes have no {data.id}; {right}")
         dates = [n for n in table if n != data.time and table[n].dtype.kind == "M"][:1]
         came = table[dates[0]] if dates else pd.Series(pd.NaT, table.index)
         people = {n: table[n] for n in contract.of_role("sensitive") if n in table}
-        found = {"(id)": table[data.id].astype(str), "target": outcomes(contract, table)}
+        found = {"(id)": table[data.id].astype(str), "target": _read_as(contract, table, named)}
         return _known(pd.DataFrame({**found, "came": came, **people}), as_of)
     if not log:
         return None
     told = read_feedback(log)
-    target = outcomes(contract, told.rename(columns={"label": contract.target}))
+    target = _read_as(contract, told.rename(columns={"label": contract.target}), log)
     came = told["labelled_at"].dt.tz_localize(None)
     return _known(pd.DataFrame({"(id)": told["id"], "target": target, "came": came}), as_of)
+
+
+def _read_as(contract: Contract, table: pd.DataFrame, named: str) -> np.ndarray:
+    """The outcomes in `table`, (rows,). Raises `Mistake` where there are words, and none is one."""
+    found, said = outcomes(contract, table), table[contract.target].dropna()
+    if len(said) and np.isnan(found).all():
+        right = ", ".join(contract.classes) or "a number"
+        what = f"no {contract.target} is one, such as {str(said.iloc[0])[:40]!r}; right is {right}"
+        raise Mistake(f"{shown(named)}: of {len(said)} outcomes {what}")
+    return found
 
 
 def _known(found: pd.DataFrame, as_of: Any) -> pd.DataFrame:
