@@ -125,6 +125,36 @@ def test_a_run_that_was_killed_is_known_to_have_died_and_the_next_one_runs(stand
     assert [one.status for one in history(settings)] == ["done", "died"]
 
 
+def test_a_run_that_is_told_to_end_leaves_nothing_behind_it(stand_in):
+    """What it has started would run beside the next one."""
+    settings = stand_in((0, "{}", 60))
+    noted = "(place / 'pid').write_text(str(os.getpid()))\ntime.sleep"
+    (settings.root / "pid.py").write_text(STAND_IN.replace("time.sleep", noted))
+    run = "import sys\nfrom pathlib import Path\nfrom prodml.watch import schedule as s\n"
+    run += (
+        "from prodml.settings import *\ns.prodml_command = lambda: [sys.executable, sys.argv[2]]\n"
+    )
+    run += "one = Schedule('nightly', 'monitor')\n"
+    run += "s.run_schedule(Settings(root=Path(sys.argv[1]), schedules=(one,)), 'nightly')\n"
+    command = [sys.executable, "-c", run, str(settings.root), str(settings.root / "pid.py")]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 30
+    while not (settings.root / "pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((settings.root / "pid").read_text()), 0)
+
+
+def test_a_long_answer_is_an_answer(stand_in):
+    """As of a monitor of hundreds of columns."""
+    told = json.dumps({"verdict": "fail", "alarms": ["drift alert: shift"] * 5000})
+    settings = stand_in((1, told, 0))
+    ran = run_schedule(settings, "nightly")
+    assert (ran.status, ran.tries) == ("alarm", 1) and len(ran.said) == runner.KEPT < len(told)
+
+
 def test_a_run_in_vain_is_told_and_so_is_its_end(stand_in):
     with hook() as web:
         notify = Notify(webhook=f"http://127.0.0.1:{web.port}/")
@@ -181,12 +211,11 @@ def test_a_line_of_the_crontab_does_what_it_says(project):
     assert [line.split()[:5] for line in lines] == [
         "15 6 * * mon-fri".split(),
         "0 4 1 */3 *".split(),
-        "30 7 * * *".split(),
+        "30 * * * *".split(),
     ]
     command = lines[0].split(None, 5)[5]
     plain = command.replace(r"\%", "\0")
     assert "%" not in plain
-    (project / ".prodml" / "schedules").mkdir(parents=True)
     done = subprocess.run(
         ["/bin/sh", "-c", plain.replace("\0", "%")], env={"PATH": "/usr/bin:/bin"}
     )

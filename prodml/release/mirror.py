@@ -22,8 +22,8 @@ RELEASE = "prodml.release"  # the tag by which a run and a version are known aga
 
 # %% ../../nbs/release/412_mirror.ipynb #c70849c8
 def model_name(project: str) -> str:
-    """The name of the registered model: that of the project, without what MLflow forbids."""
-    return re.sub(r"[/:]+", "-", project)
+    """The name of the registered model: that of the project, without what MLflow cannot ask for."""
+    return re.sub(r"[/:'\"\\]+", "-", project)
 
 
 def metrics(gates: list[Mapping[str, Any]]) -> dict[str, float]:

@@ -107,7 +107,7 @@ def known_outcomes(
     came = told["labelled_at"].dt.tz_localize(None)
     return _known(pd.DataFrame({"(id)": told["id"], "target": target, "came": came}), as_of)
 
-
+# %% ../../nbs/watch/704_arrivals.ipynb #a1cfb52b
 def _read_as(contract: Contract, table: pd.DataFrame, named: str) -> np.ndarray:
     """The outcomes in `table`, (rows,). Raises `Mistake` where there are words, and none is one."""
     found, said = outcomes(contract, table), table[contract.target].dropna()

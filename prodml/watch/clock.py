@@ -8,6 +8,7 @@ __all__ = ['MONTHS', 'DAYS', 'FIELDS', 'Cron', 'read_cron', 'on_calendar']
 # %% ../../nbs/watch/740_clock.ipynb #de153378
 import datetime as dt
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ FIELDS = (
 
 # %% ../../nbs/watch/740_clock.ipynb #04217d99
 def _number(text: str, low: int, names: Sequence[str]) -> int:
+    if text not in names and not re.fullmatch(r"[0-9]+", text):
+        raise ValueError(text)  # Python would read 1_0 and +1 as well
     return names.index(text) + low if text in names else int(text)
 
 
@@ -40,7 +43,7 @@ def _values(text: str, name: str, low: int, high: int, names: Sequence[str]) -> 
             else:
                 begin = _number(first, low, names)
                 end = _number(last, low, names) if last else high if step else begin
-            by = int(step) if step else 1
+            by = _number(step, 0, ()) if step else 1
             if not low <= begin <= end <= high or by < 1:
                 raise ValueError(part)
             found.update(range(begin, end + 1, by))
