@@ -6,7 +6,6 @@
 __all__ = ['REFERENCES', 'Answer', 'reference_rows', 'Walks', 'steps_of', 'sample_effects', 'sample_rows']
 
 # %% ../../nbs/explain/308_sampled.ipynb #9dd52440
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -89,24 +88,25 @@ def steps_of(start: np.ndarray, answers: np.ndarray, orders: np.ndarray) -> np.n
 def sample_effects(
     walks: Walks, row: Columns, seconds: float, rounds: int = 64, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The effects (columns, outputs) of one row and their standard errors.
+    """The effects (columns, outputs) of one row and their standard errors, of the orders drawn.
 
     At least one round is made, and none is begun that would end after `seconds`; the same seed
     and number of rounds give the same numbers.
     """
     generator, began = np.random.default_rng(seed), time.perf_counter()
     start, many = walks.start, len(walks.names)
-    pairs = []
+    drawn = []
     for number in range(1, rounds + 1):
         orders = generator.permuted(np.tile(np.arange(many), (len(start), 1)), axis=1)
         both = [steps_of(start, walks.walk(row, o), o) for o in (orders, orders[:, ::-1])]
-        pairs.append((both[0] + both[1]) / 2)
+        drawn.append((both[0] + both[1]) / 2)
         spent = time.perf_counter() - began
         if spent * (number + 1) / number > seconds:
             break
-    drawn = np.concatenate(pairs)
-    error = drawn.std(axis=0, ddof=1) / math.sqrt(len(drawn))
-    return drawn.mean(axis=0), error
+    pairs, half = np.stack(drawn), (both[0] - both[1]) / 2  # (rounds, references, columns, outputs)
+    variance = pairs.var(axis=0, ddof=1) if len(pairs) > 1 else half**2
+    error = np.sqrt(variance.mean(axis=0) / (len(pairs) * len(start)))
+    return pairs.mean(axis=(0, 1)), error
 
 # %% ../../nbs/explain/308_sampled.ipynb #ff8f4def
 def sample_rows(
