@@ -54,7 +54,7 @@ class Asker:
         prediction = np.asarray(self.predict(columns))
         return *self.goal.look(prediction), self.goal.said(prediction)
 
-
+# %% ../../nbs/explain/336_counterfactual.ipynb #7ce92ea9
 def distance(asker: Asker, changes: Changes) -> float:
     """How far the changes lead: parts of the range for numbers, 1 for a level or a gap."""
     total = 0.0
@@ -216,7 +216,7 @@ def counterfactuals(
         goal, before, tuple(told), _why(asker, told, columns, many, most), asker.asked
     )
 
-
+# %% ../../nbs/explain/336_counterfactual.ipynb #c2711dce
 def _best(asker: Asker, found: Sequence[Changes], many: int) -> list[Changes]:
     order = sorted(found, key=lambda one: (len(one), distance(asker, one)))
     kept: list[Changes] = []

@@ -70,6 +70,8 @@ def goal_for(
         raise Mistake(f"a goal is for one row at a time, not {len(prediction)}")
     if not contract.classes and (wanted is not None or not bounds):
         raise Mistake("a regression has no class to want: say at_least or at_most")
+    if at_least is not None and at_most is not None and at_least > at_most:
+        raise Mistake(f"no value is at least {at_least:g} and at most {at_most:g}")
     if contract.classes and bounds:
         raise Mistake("a bound is for a regression: say which class is wanted")
     if wanted is not None and wanted not in contract.classes:

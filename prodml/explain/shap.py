@@ -44,9 +44,7 @@ def answer_of(margin: np.ndarray, link: str, classes: int) -> np.ndarray:
         return margin
     share = margin[:, 0]
     if link == "logit":
-        share = np.where(
-            share < 0, np.exp(-np.logaddexp(0, -share)), 1 / (1 + np.exp(-np.abs(share)))
-        )
+        share = np.exp(-np.logaddexp(0, -share))
     return np.stack([1 - share, share], axis=1)
 
 
@@ -77,6 +75,12 @@ class Attributions:
         """The largest difference of base + contributions from the margin, in its unit."""
         told = self.base + self.values.sum(axis=1) - self.margin
         return float(np.abs(told).max()) if told.size else 0.0
+
+    def place(self, output: str) -> int:
+        """The number of an output. Raises `Mistake` for a name that is none."""
+        if output not in self.outputs:
+            raise Mistake(f"there is no output {output!r}. There are: {', '.join(self.outputs)}.")
+        return self.outputs.index(output)
 
     def of(self, output: int) -> np.ndarray:
         """The contributions to one output (rows, columns). Raises `Mistake` where there is none."""
@@ -174,15 +178,19 @@ def _plain(value: Any) -> Any:
 def unpack(content: bytes, contract: Contract, predict: Answer | None = None) -> Explanation:
     """The explanation in the file; `predict` answers where the model can only be asked.
 
-    Raises `Mistake` for a content that is damaged, or made for another contract.
+    Raises `Mistake` for a content that is damaged, or was made for another contract.
     """
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise Mistake(f"{FILE} is damaged: it is no npz file, or not the whole of one")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(arrays.pop("header").tobytes())
         if header["schema"] != SCHEMA or header["link"] not in LINKS:
-            raise Mistake(f"{FILE} is not a {SCHEMA} document")
+            raise Mistake(f"it is not a {SCHEMA} document")
         kernel, encoding = _kernel(header, arrays, contract, predict)
+    except Mistake as error:
+        raise Mistake(f"{FILE} cannot be used: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise Mistake(f"{FILE} is damaged: {type(error).__name__}: {error}") from None
     made = Explanation(contract, header["link"], kernel, encoding, header["why"])
@@ -190,7 +198,7 @@ def unpack(content: bytes, contract: Contract, predict: Answer | None = None) ->
         made.attribute(check_rows(contract, [contract.example()]).columns)
     return made
 
-
+# %% ../../nbs/explain/310_shap.ipynb #8d77ac7b
 def _kernel(
     header: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
@@ -203,14 +211,14 @@ def _kernel(
             column.name: np.float32 if column.numeric else object for column in contract.features
         }
         if names != tuple(header["reference"]):
-            raise Mistake(f"{FILE} was made for other columns than those of the contract")
+            raise Mistake("it was made for other columns than those of the contract")
         if predict is None:
             raise Mistake("this model can only be asked, and nothing was given that asks it")
         reference = {n: np.array(v, kinds[n]) for n, v in header["reference"].items()}
         return Walks(asking(predict, contract), reference), None
     encoding = read_encoding(header["encoding"])
     if names != encoding.columns:
-        raise Mistake(f"{FILE} was made for other columns than those of the contract")
+        raise Mistake("it was made for other columns than those of the contract")
     many = len(encoding.owner)
     return Paths(Trees(**arrays), many) if header["kind"] == "trees" else Terms(**arrays), encoding
 
