@@ -5,9 +5,11 @@ import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from explained import ADULT, BIKES, explained
+from scipy.stats import binomtest
 
 from prodml.contract import Column, Contract, check_rows
 from prodml.explain.counterfactual import counterfactuals
@@ -16,10 +18,17 @@ from prodml.explain.lime import cut_pieces, lime, ridge
 from prodml.explain.overview import dependence, overview
 from prodml.explain.plots import bar, beeswarm, dependence_plot, waterfall
 from prodml.explain.shap import asking
-from prodml.explain.surrogate import draw_surrogate, make_surrogate
+from prodml.explain.surrogate import agreement, draw_surrogate, make_surrogate
 from prodml.settings import Mistake
 
 SENSITIVE = "sensitive = sex, race\n"
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """No figure is left open for another test to find."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +75,55 @@ def test_dependence_counts_every_row_once_and_names_what_is_missing(adult, told)
     assert "missing" in dependence(told, columns, adult.contract, "age")["value"].tolist()
     with pytest.raises(Mistake, match="'sex' is no feature"):
         dependence(told, columns, adult.contract, "sex")
+
+
+def test_a_value_seen_once_has_no_interval_and_two_have_a_wide_one(adult, told):
+    """Student's quantile of one degree of freedom is 12.7, six times the normal one."""
+    name = "occupation"
+    columns = {
+        **adult.columns(slice(0, 600)),
+        name: np.array(["a"] + ["b"] * 2 + ["c"] * 597, object),
+    }
+    table = dependence(told, columns, adult.contract, name).set_index("value")
+    assert table.loc["a", ["low", "high"]].isna().all() and table.loc["a", "rows"] == 1
+    two = told.of(0)[1:3, told.columns.index(name)]
+    reach = 12.706 * two.std(ddof=1) / np.sqrt(2)
+    assert table.loc["b", "high"] - table.loc["b", "mean"] == pytest.approx(reach, rel=1e-3)
+    drawn = dependence_plot(told, columns, adult.contract, name)
+    assert "(one row)" in drawn.alt and "nan" not in drawn.alt
+    assert ET.fromstring(drawn.svg()).tag.endswith("svg")
+
+
+def test_of_many_levels_the_commonest_are_drawn_and_it_is_said(adult, told):
+    levels = np.array([f"l{i:02d}" for i in range(20)], object)
+    columns = adult.columns(slice(0, 600)) | {"occupation": np.repeat(levels, 30)}
+    drawn = dependence_plot(told, columns, adult.contract, "occupation")
+    assert "the 15 commonest of 20" in drawn.figure.axes[0].get_xlabel()
+    assert all(level in drawn.alt for level in levels)
+
+
+def test_every_picture_of_several_classes_says_which(adult, told):
+    columns = adult.columns(slice(0, 600))
+    several = replace(
+        told,
+        outputs=("a", "b", "c"),
+        base=np.repeat(told.base, 3),
+        values=np.repeat(told.values, 3, axis=2) * [1, 2, -1],
+        margin=np.repeat(told.margin, 3, axis=1),
+        link="softmax",
+    )
+    for draw in (
+        lambda k: beeswarm(several, columns, adult.contract, k),
+        lambda k: dependence_plot(several, columns, adult.contract, "age", k),
+        lambda k: waterfall(several, columns, 0, k),
+    ):
+        for k, name in enumerate(several.outputs):
+            drawn = draw(several.place(name))
+            assert drawn.figure.axes[0].get_title() == f"for the class {name}"
+            assert f" for {name}" in drawn.alt and k == several.place(name)
+    assert "over 3 classes" in bar(several).alt and "(a probability of 0.333)" in drawn.alt
+    with pytest.raises(Mistake, match=r"no output 'd'\. There are: a, b, c"):
+        several.place("d")
 
 
 def test_an_overview_of_no_rows_is_a_mistake(told):
@@ -221,6 +279,24 @@ def holds(text, row):
     return True
 
 
+def test_the_agreement_of_a_surrogate_has_the_interval_of_a_share():
+    for same, rows in ((50, 50), (0, 60), (45, 50)):
+        decided = np.arange(rows) < same
+        value, low, high = agreement(np.ones(rows, bool), decided)
+        exact = binomtest(same, rows).proportion_ci(0.95, method="exact")
+        assert (value, low, high) == pytest.approx((same / rows, exact.low, exact.high))
+
+
+def test_of_a_level_that_is_said_no_other_is_denied(adult):
+    train = adult.table.features.iloc[:2000]
+    made = make_surrogate(adult.predict_frame, adult.contract, train, train, 0.5, depth=6)
+    denied = [text for text, _, _ in made.rules() if " is not " in text]
+    assert denied, "the tree asks for levels"
+    for text, _, _ in made.rules():
+        said = re.findall(r"(\S+) is (?!not )", text)
+        assert not set(said) & set(re.findall(r"(\S+) is not ", text)), text
+
+
 def test_a_surrogate_of_too_few_rows_is_a_mistake(adult):
     few = adult.table.features.iloc[:20]
     with pytest.raises(Mistake, match="50 rows and 50 others: 20 and 20"):
@@ -294,6 +370,8 @@ def test_counterfactuals_of_a_regression_reach_the_bound(bikes):
         goal_for(bikes.contract, predict(own), at_most=now + 1)
     with pytest.raises(Mistake, match="say at_least or at_most"):
         goal_for(bikes.contract, predict(own))
+    with pytest.raises(Mistake, match="no value is at least 9 and at most 3"):
+        goal_for(bikes.contract, predict(own), at_least=9, at_most=3)
 
 
 def test_the_time_of_counterfactuals_is_bounded_and_nothing_found_is_said(adult):

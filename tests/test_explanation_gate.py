@@ -275,6 +275,22 @@ def test_other_tasks_on_real_tables(task, data, tmp_path):
     assert sum(f.measure == "attribution_shift" for f in result.findings) == len(
         o.audit.told.columns
     )
+    if task == "multiclass":
+        every_class_is_drawn(o, tmp_path)
+
+
+def every_class_is_drawn(o, folder):
+    """Three pictures of each class, or of the one asked for; LIME is of the decided one."""
+    classes, release = o.audit.told.outputs, str(o.audit.evidence.folder)
+    page = run_report(TEMPLATE, folder / "out", {"release": release}, "all").html.read_text()
+    assert all(page.count(f" for {name}") >= 3 for name in classes), classes
+    one = {"release": release, "outcome": classes[2]}
+    page = run_report(TEMPLATE, folder / "out", one, "one").html.read_text()
+    assert f"rows for {classes[2]}. " in page and f"rows for {classes[1]}. " not in page
+    run = run_report(TEMPLATE, folder / "out", {**one, "outcome": "of life"}, "none")
+    assert run.status == "error" and "no output 'of life'" in run.error
+    answers = o.audit.evidence.model.predict(o.audit.rows.iloc[o.few])
+    assert [one.output for one in o.local] == [classes[k] for k in answers.argmax(axis=1)]
 
 
 def test_a_model_that_can_only_be_asked_is_examined_on_fewer_rows(linear, monkeypatch, tmp_path):

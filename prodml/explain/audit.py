@@ -88,7 +88,8 @@ class Opinions:
     @cached_property
     def again(self) -> list[np.ndarray]:
         """The effects (rows, columns) of the candidate, then of those trained with other seeds."""
-        own = _trained(self.audit, 0) if self._kept.sampled else effects(self.audit.told)
+        sampled = Retrained(self.audit.evidence).sampled
+        own = _trained(self.audit, 0) if sampled else effects(self.audit.told)
         return [own, *(_trained(self.audit, seed) for seed in SEEDS)]
 
     @cached_property
@@ -103,20 +104,20 @@ class Opinions:
         return np.unique(np.linspace(0, rows - 1, min(LOCAL_ROWS, rows)).astype(int))
 
     @cached_property
+    def decided(self) -> np.ndarray:
+        """The output LIME is asked about for each of the `few`: the class that was decided for."""
+        return np.asarray(self.audit.told.margin[self.few].argmax(axis=1))
+
+    @cached_property
     def local(self) -> list[Local]:
         """LIME's account of the `few`."""
-        return [_local(self.audit, int(place)) for place in self.few]
+        return [_local(self.audit, *pair) for pair in zip(self.few, self.decided, strict=True)]
 
     @cached_property
     def surrogate(self) -> Surrogate:
         """A small tree that imitates the model, measured on all test rows."""
-        e, train = self.audit.evidence, self._kept.rows[0]
-        cut = e.threshold if e.contract.task == "binary" else None
-        return make_surrogate(e.model.predict, e.contract, train, e.test.features, cut)
-
-    @property
-    def _kept(self) -> Retrained:
-        return Retrained(self.audit.evidence)
+        e, train = self.audit.evidence, Retrained(self.audit.evidence).rows[0]
+        return make_surrogate(e.model.predict, e.contract, train, e.test.features, e.threshold)
 
 # %% ../../nbs/explain/344_audit.ipynb #354a624d
 def _trained(audit: Audit, seed: int) -> np.ndarray:
@@ -126,13 +127,13 @@ def _trained(audit: Audit, seed: int) -> np.ndarray:
     return effects(made.attribute(columns_of(audit.rows, e.contract), SECONDS))
 
 
-def _local(audit: Audit, place: int) -> Local:
+def _local(audit: Audit, place: int, output: int) -> Local:
     e = audit.evidence
     train = e.train.features.iloc[audit.spread(len(e.train.features), 5000)]
     pieces = cut_pieces(e.contract, columns_of(train, e.contract))
     row = columns_of(audit.rows.iloc[[place]], e.contract)
     drawn, ask = max(DRAWN, 10 * len(pieces)), asking(audit.answer, e.contract)
-    return lime(e.contract, pieces, ask, row, 0, drawn, LOCAL_SEEDS)
+    return lime(e.contract, pieces, ask, row, output, drawn, LOCAL_SEEDS)
 
 # %% ../../nbs/explain/344_audit.ipynb #d6665404
 ADDITIVITY = 1e-3
@@ -179,7 +180,7 @@ def _opinion(o: Opinions, measure: str, confidence: float, rows: int) -> tuple[T
         return rank_agreement(effects(o.audit.told), o.permuted, confidence), many, rows
     if measure == "lime_agreement":
         weights = np.array([one.weights for one in o.local])
-        shared = top_overlap(weights, o.audit.told.values[o.few, :, 0], TOP)
+        shared = top_overlap(weights, o.audit.told.values[o.few, :, o.decided], TOP)
         return _mean(shared, confidence), f"of the first {TOP} columns", len(o.few)
     if measure == "lime_stability":
         shared = np.array([one.jaccard for one in o.local])

@@ -45,12 +45,16 @@ def dependence(
     name: str,
     output: int = 0,
     parts: int = 10,
+    confidence: float = 0.95,
 ) -> pd.DataFrame:
     """The mean contribution of the column `name` by its value, in the order of the values.
 
-    Columns: value (the label), middle (the median of a number), mean, low, high, spread, rows.
-    Raises `Mistake` for a column that is no feature, or an output that is not there.
+    Columns: value (the label), middle (the median of a number), mean, low, high (not a number
+    for a single row), spread, rows. Raises `Mistake` for a column that is no feature, or an
+    output that is not there.
     """
+    from scipy.stats import t
+
     if name not in told.columns:
         raise Mistake(f"{name!r} is no feature. There are: {', '.join(told.columns)}.")
     effect = told.of(output)[:, told.columns.index(name)]
@@ -65,11 +69,10 @@ def dependence(
     frame = groups.agg(["mean", "std", "count"]).reset_index(names="value")
     if labels is not None:
         frame["middle"] = frame["value"].map(labels["median"])
-        spans = zip(
-            frame["value"].map(labels["min"]), frame["value"].map(labels["max"]), strict=True
-        )
-        frame["value"] = [_span(*span) for span in spans]
-    reach = 1.96 * frame["std"].fillna(0) / np.sqrt(frame["count"])
+        ends = (frame["value"].map(labels[end]) for end in ("min", "max"))
+        frame["value"] = [_span(*span) for span in zip(*ends, strict=True)]
+    half = t.ppf((1 + confidence) / 2, frame["count"] - 1)
+    reach = half * frame["std"] / np.sqrt(frame["count"])
     frame = frame.assign(low=frame["mean"] - reach, high=frame["mean"] + reach)
     return frame.rename(columns={"std": "spread", "count": "rows"})
 

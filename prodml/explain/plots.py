@@ -68,29 +68,39 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
 
 # %% ../../nbs/explain/322_plots.ipynb #79fb2017
 def bar(told: Attributions, most: int = 12, confidence: float = 0.95) -> Picture:
-    """The mean absolute contribution of the columns that are heard most, with intervals."""
+    """The mean absolute contribution of the columns that are heard most, with intervals.
+
+    Of several classes it is the mean over them.
+    """
     table = overview(told, confidence).head(most)
     figure, axis = _axes(7, 0.8 + 0.32 * len(table))
     place = np.arange(len(table))
     axis.barh(place, table["value"], height=0.62, color="#9db8d6", edgecolor=DOWN)
     axis.hlines(place, table["low"], table["high"], color="#1b2733", lw=1.6)
     for row, one in table.iterrows():
-        axis.annotate(
-            number(one["value"]),
-            (one["high"], row),
-            (5, 0),
-            textcoords="offset points",
-            va="center",
-        )
+        beside: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
+        axis.annotate(number(one["value"]), (one["high"], row), (5, 0), **beside)
     axis.set_yticks(place, [short(name) for name in table["column"]])
     axis.invert_yaxis()
     axis.margins(x=0.12)
-    axis.set(xlabel=f"mean absolute contribution ({told.unit})", xlim=(0, None))
-    parts = [
-        f"{r.column} {number(r.value)} [{number(r.low)}, {number(r.high)}]"
-        for r in table.itertuples()
-    ]
-    return Picture(figure, f"Mean absolute contribution in {told.unit}: {'; '.join(parts)}.")
+    over = f", over {len(told.outputs)} classes" if len(told.outputs) > 1 else ""
+    axis.set(xlabel=f"mean absolute contribution{over} ({told.unit})", xlim=(0, None))
+    parts = [f"{r.column} {_with_interval(r.value, r.low, r.high)}" for r in table.itertuples()]
+    return Picture(figure, f"Mean absolute contribution{over} in {told.unit}: {'; '.join(parts)}.")
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    ends = f"[{number(low)}, {number(high)}]" if np.isfinite([low, high]).all() else "(one row)"
+    return f"{number(value)} {ends}"
+
+
+def _name_class(axis: Any, told: Attributions, output: int, pad: float = 8) -> str:
+    """Of several classes, this one's name as a title; the words that say so in a sentence."""
+    if len(told.outputs) == 1:
+        return ""
+    name = told.outputs[output]
+    axis.set_title(f"for the class {short(name)}", fontsize=11, pad=pad, weight="bold")
+    return f" for {name}"
 
 # %% ../../nbs/explain/322_plots.ipynb #12e37833
 MARKS = {  # value: marker, colour, filled
@@ -127,8 +137,12 @@ def _swarm(effect: np.ndarray, reach: float) -> np.ndarray:
 def beeswarm(
     told: Attributions, columns: Columns, contract: Contract, output: int = 0, most: int = 10
 ) -> Picture:
-    """Every row's contributions (at most 500 rows), column by column, marked by the value."""
-    given, names = told.of(output), overview(told).head(most)["column"].tolist()
+    """Every row's contributions to one output (at most 500 rows), by column, marked by the value.
+
+    The columns that this output hears most are above.
+    """
+    given = told.of(output)
+    names = [told.columns[at] for at in np.argsort(-np.abs(given).mean(axis=0))[:most]]
     kept = np.arange(len(told.values))[:: max(1, -(-len(told.values) // 500))]
     figure, axis = _axes(7.5, 1.3 + 0.46 * len(names))
     reach = float(np.abs(given[kept]).max()) or 1.0
@@ -148,10 +162,11 @@ def beeswarm(
     axis.axvline(0, color="#8b97a6", lw=1, zorder=0)
     axis.set_yticks(range(len(names)), [short(name) for name in names])
     axis.set(xlabel=f"contribution to {short(told.outputs[output])} ({told.unit})")
+    what = _name_class(axis, told, output, pad=26)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.grid(axis="y", alpha=0.25)
     _legend(figure, axis, used)
-    return Picture(figure, f"Contributions of {len(kept)} rows. {' '.join(said)}")
+    return Picture(figure, f"Contributions of {len(kept)} rows{what}. {' '.join(said)}")
 
 
 def _said(name: str, effect: np.ndarray, kinds: np.ndarray) -> str:
@@ -190,10 +205,15 @@ def _legend(figure: Any, axis: Any, used: set[str]) -> None:
 
 # %% ../../nbs/explain/322_plots.ipynb #bcb4b5da
 def dependence_plot(
-    told: Attributions, columns: Columns, contract: Contract, name: str, output: int = 0
+    told: Attributions,
+    columns: Columns,
+    contract: Contract,
+    name: str,
+    output: int = 0,
+    confidence: float = 0.95,
 ) -> Picture:
     """The contribution of one column beside its value. Raises `Mistake` for no feature."""
-    table = dependence(told, columns, contract, name, output)
+    table = dependence(told, columns, contract, name, output, confidence=confidence)
     figure, axis = _axes(6.5, 3.6)
     said = f"contribution ({told.unit})"
     if contract.column(name).numeric:
@@ -203,16 +223,15 @@ def dependence_plot(
         axis.axhline(0, color="#8b97a6", lw=1, zorder=0)
         axis.set(xlabel=short(name), ylabel=said)
     else:
-        _levels(axis, table.sort_values("mean").tail(15))
+        _levels(axis, table.nlargest(15, "rows").sort_values("mean"))
         axis.axvline(0, color="#8b97a6", lw=1, zorder=0)
-        axis.set(xlabel=said)
+        cut = f", the 15 commonest of {len(table)} values" if len(table) > 15 else ""
+        axis.set(xlabel=f"{said}{cut}")
         axis.set_title(f"{short(name)} (rows)", loc="right", x=-0.01, fontsize=10)
     axis.grid(alpha=0.25)
-    parts = [
-        f"{r.value}: {number(r.mean)} [{number(r.low)}, {number(r.high)}]"
-        for r in table.itertuples()
-    ]
-    said = f"Mean contribution of {name} in {told.unit}, by value: {'; '.join(parts)}."
+    what = _name_class(axis, told, output)
+    parts = [f"{r.value}: {_with_interval(r.mean, r.low, r.high)}" for r in table.itertuples()]
+    said = f"Mean contribution of {name}{what} in {told.unit}, by value: {'; '.join(parts)}."
     return Picture(figure, said)
 
 # %% ../../nbs/explain/322_plots.ipynb #f561ea9a
@@ -255,19 +274,19 @@ def waterfall(
     for place, style in ((base, ":"), (at, "-")):
         axis.axvline(place, color="#8b97a6", lw=1, ls=style, zorder=0)
     axis.margins(x=0.14)
-    end = f"{number(at)}{_chance(told, at)}"
-    what = f" for {told.outputs[output]}" if len(told.outputs) > 1 else ""
-    axis.set(xlabel=f"from the base {number(base)} (dotted) to {end} in {told.unit}{short(what)}")
+    end = f"{number(at)}{_chance(told, row, output)}"
+    what = _name_class(axis, told, output)
+    axis.set(xlabel=f"{told.unit}, from the base {number(base)} (dotted) to {end}")
     said = "; ".join(f"{label}: {effect:+.3g}{error}" for label, effect, error in steps)
     said = said.replace(r"\$", "$")
     return Picture(figure, f"From the base {number(base)} {told.unit}{what}: {said}; in all {end}.")
 
 # %% ../../nbs/explain/322_plots.ipynb #0fedca4c
-def _chance(told: Attributions, margin: float) -> str:
-    if told.link != "logit":
+def _chance(told: Attributions, row: int, output: int) -> str:
+    if told.link not in ("logit", "softmax"):
         return ""
-    share = answer_of(np.array([[margin]]), "logit", 2)[0, 1]
-    return f" (a probability of {share:.3g})"
+    shares = answer_of(told.margin[[row]], told.link, max(2, len(told.outputs)))[0]
+    return f" (a probability of {shares[output if len(told.outputs) > 1 else 1]:.3g})"
 
 
 def _error(told: Attributions, row: int, name: str, output: int) -> str:
@@ -281,16 +300,9 @@ def _arrow(axis: Any, line: int, at: float, effect: float, reach: float, error: 
     end, tip = at + effect, min(abs(effect), 0.02 * reach) * (1 if up else -1)
     shape = [(at, -0.3), (end - tip, -0.3), (end, 0), (end - tip, 0.3), (at, 0.3)]
     xs, ys = [x for x, _ in shape], [line + y for _, y in shape]
-    axis.fill(
-        xs,
-        ys,
-        facecolor=colour if up else "white",
-        edgecolor=colour,
-        hatch="" if up else "////",
-        lw=1,
-    )
-    where = (max(at, end), line)
-    axis.annotate(
-        f"{effect:+.3g}{error}", where, (5, 0), textcoords="offset points", va="center", fontsize=9
-    )
+    face, hatch = (colour, "") if up else ("white", "////")
+    axis.fill(xs, ys, facecolor=face, edgecolor=colour, hatch=hatch, lw=1)
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+    style["bbox"] = {"fc": "white", "ec": "none", "pad": 0.6}
+    axis.annotate(f"{effect:+.3g}{error}", (max(at, end), line), (5, 0), **style)
     axis.plot([end, end], [line, line + 1], color="#8b97a6", lw=0.7, zorder=0)

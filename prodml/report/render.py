@@ -32,19 +32,21 @@ class Figure:
 def figure(fig: Any, alt: str, caption: str = "", largest: int = 200_000) -> Figure:
     """The matplotlib figure `fig` as a displayable `<figure>`; `alt` says what is to be seen.
 
-    SVG with fixed ids, or a PNG where the SVG would be over `largest` bytes. Closes `fig`.
+    SVG with fixed ids, or a PNG where the SVG would be over `largest` bytes, shown in the same
+    size. Closes `fig`.
     """
     import matplotlib.pyplot as plt
 
-    drawn, kind = io.BytesIO(), "svg+xml"
+    drawn, kind, size = io.BytesIO(), "svg+xml", ""
     with plt.rc_context({"svg.hashsalt": "prodml"}):
         fig.savefig(drawn, format="svg", bbox_inches="tight", metadata={"Date": None})
         if drawn.tell() > largest:
             drawn, kind = io.BytesIO(), "png"
             fig.savefig(drawn, format="png", bbox_inches="tight", dpi=144)
+            size = f' width="{int.from_bytes(drawn.getvalue()[16:20]) * 96 // 144}"'
     plt.close(fig)
     data = f"data:image/{kind};base64,{base64.b64encode(drawn.getvalue()).decode()}"
-    image = f'<img alt="{html.escape(alt)}" src="{data}">'
+    image = f'<img alt="{html.escape(alt)}" src="{data}"{size}>'
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return Figure(f"<figure>{image}{below}</figure>", alt)
 
