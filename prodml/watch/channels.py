@@ -141,7 +141,7 @@ def mail(asked: Notify, message: Message) -> EmailMessage:
     made.set_content(message.text + "\n")
     return made
 
-
+# %% ../../nbs/watch/700_channels.ipynb #8e396c4d
 def send_mail(url: str, made: EmailMessage) -> None:
     """Nothing; the server at `url` took the mail. Raises what `_insist` understands."""
     parts = address(url, ("smtp", "smtps"), "[notify] smtp is not like smtp://HOST:PORT")
