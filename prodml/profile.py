@@ -143,14 +143,7 @@ class Profile:
 
     def merge(self, other: "Profile") -> "Profile":
         """The profile of both, windows side by side. Raises `Mistake` where the bins differ."""
-        if dict(self.bins) != dict(other.bins):
-            raise Mistake(
-                "two profiles with different bins cannot be added: count by one reference"
-            )
-        counts = {n: np.concatenate([self.counts[n], other.counts[n]]) for n in self.bins}
-        pairs = np.concatenate([self.pairs, other.pairs])
-        sketch = merge_sketches(self.sketch, other.sketch)
-        return replace(self, counts=counts, pairs=pairs, sketch=sketch)
+        return _side_by_side(self, other)
 
     def as_one(self) -> "Profile":
         """All windows added up to one, such as the parts of a day that several workers counted."""
@@ -162,6 +155,15 @@ class Profile:
         return _file_of(self)
 
 # %% ../nbs/032_profile.ipynb #1c175051
+def _side_by_side(one: Profile, other: Profile) -> Profile:
+    if dict(one.bins) != dict(other.bins):
+        raise Mistake("two profiles with different bins cannot be added: count by one reference")
+    counts = {name: np.concatenate([one.counts[name], other.counts[name]]) for name in one.bins}
+    pairs = np.concatenate([one.pairs, other.pairs])
+    sketch = merge_sketches(one.sketch, other.sketch)
+    return replace(one, counts=counts, pairs=pairs, sketch=sketch)
+
+
 def _file_of(profile: Profile) -> bytes:
     bins = {name: vars(one) for name, one in profile.bins.items()}
     head = json.dumps({"bins": bins, "importance": dict(profile.importance)})

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .data import plain
+from .columns import plain
 from .files import digest_bytes, new_folder
 from .settings import Data, Mistake
 

@@ -16,7 +16,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from prodml.data import parse, plain, read, shown, tidy
+from prodml.columns import plain, tidy
+from prodml.data import parse, read, shown
 from prodml.settings import Data, Mistake
 
 ROWS = "when,age,town,late\n2024-01-01,31,Rome,yes\n2024-01-02,,Oslo,no\n2024-02-01,50,,no\n"

@@ -7,21 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import prodml.gates.edges as edges_page
+import prodml.gates.doors as doors_page
 from prodml.contract import Column, Contract
 from prodml.gates.candidate import make_candidate
+from prodml.gates.doors import edge_cases, two_doors
 from prodml.gates.edges import (
     RECORD,
     Copies,
     compared_rows,
-    edge_cases,
     edge_finding,
     insane,
     parity_findings,
     read_answers,
     record_answers,
     recorded_places,
-    two_doors,
 )
 from prodml.gates.evidence import load_evidence
 from prodml.gates.examine import examine, examine_correctness
@@ -88,23 +87,23 @@ def test_both_doors_let_in_the_same_and_a_sane_model_passes(task, policy):
 
 
 def test_doors_that_differ_are_found(monkeypatch):
-    real = edges_page.check_frame
+    real = doors_page.check_frame
 
     def lenient(*asked):
         found = real(*asked)
         return found._replace(rejected=np.zeros_like(found.rejected))
 
-    monkeypatch.setattr(edges_page, "check_frame", lenient)
+    monkeypatch.setattr(doors_page, "check_frame", lenient)
     _, wrong = two_doors(contract(), edge_cases(contract()))
     assert "the row door refuses it, the table door does not" in wrong["x: infinite"]
-    monkeypatch.setattr(edges_page, "check_frame", lambda *asked: real(*asked)._replace(
+    monkeypatch.setattr(doors_page, "check_frame", lambda *asked: real(*asked)._replace(
         features=real(*asked).features.assign(x=np.float32(1))))  # fmt: skip
     _, wrong = two_doors(contract(), edge_cases(contract()))
     assert "other features" in wrong["the usual row"]
 
 
 def test_an_edge_that_must_be_refused_and_is_not(monkeypatch):
-    monkeypatch.setattr(edges_page, "LARGEST", 1e20)
+    monkeypatch.setattr(doors_page, "LARGEST", 1e20)
     _, wrong = two_doors(contract(), edge_cases(contract()))
     assert wrong == {"x: too large": "it is let in", "age: too large": "it is let in"}
 

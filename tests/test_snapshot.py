@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prodml.data import parse, read, tidy
+from prodml.columns import tidy
+from prodml.data import parse, read
 from prodml.settings import Data, Mistake
 from prodml.snapshot import PARTS, digest, load_snapshot, snapshot, split
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from ..columns import tidy, times
 from ..contract import Contract
-from ..data import check_columns, read, read_table, tidy, times, within
+from ..data import check_columns, read, read_table, within
 from ..frame import as_typed, check_frame, label
 from .labels import cut, join_labels, window_table
 from ..settings import Data, Mistake, Monitor, Settings

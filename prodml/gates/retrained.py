@@ -64,16 +64,18 @@ class Retrained:
     @cached_property
     def resampled(self) -> list[np.ndarray]:
         """The answers to the test rows of models trained on resamples of the training rows."""
-        e, found = self.evidence, []
-        features, target = self.rows
-        for number in range(RESAMPLES):
-            drawn = np.random.default_rng(number).integers(0, len(target), len(target))
-            drawn = _of_every_class(drawn, target, e.contract.task)
-            fitted = refit(e.model.estimator, features.iloc[drawn], target[drawn], number)
-            found.append(predict(fitted, e.test.features, e.contract.task))
-        return found
+        return [_resampled_answers(self.evidence, *self.rows, draw) for draw in range(RESAMPLES)]
 
 # %% ../../nbs/gates/240_retrained.ipynb #f01dqual
+def _resampled_answers(
+    evidence: Evidence, features: pd.DataFrame, target: np.ndarray, draw: int
+) -> np.ndarray:
+    drawn = np.random.default_rng(draw).integers(0, len(target), len(target))
+    drawn = _of_every_class(drawn, target, evidence.contract.task)
+    fitted = refit(evidence.model.estimator, features.iloc[drawn], target[drawn], draw)
+    return predict(fitted, evidence.test.features, evidence.contract.task)
+
+
 def _of_every_class(drawn: np.ndarray, target: np.ndarray, task: str) -> np.ndarray:
     if task == "regression":
         return drawn

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..columns import plain
 from ..contract import Contract
-from ..data import NoRows, plain, read, shown
+from ..data import NoRows, read, shown
 from ..gates.current import outcomes, read_rows
 from ..gates.labels import edges
 from ..serve.answers import read_feedback, read_predictions
