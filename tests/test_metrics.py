@@ -27,7 +27,7 @@ from prodml.contract import check_rows
 from prodml.gates.reference import reference_profile
 from prodml.serve import tally as tally_page
 from prodml.serve.families import folded
-from prodml.serve.metrics import STAGES, Metrics, Observers, metrics_route
+from prodml.serve.metrics import STAGES, Metrics, Observers, Visit, metrics_route
 from prodml.serve.scorer import score
 from prodml.serve.tally import Tally, add, merge_dead, pack, shared_folder, unpack
 from prodml.serve.wire import Request
@@ -91,9 +91,9 @@ def busy(tmp_path):
     own.recorder(score(SCORER, check_rows(CONTRACT, [{"age": 500, ODD: "pilot"}])))
     for stage in STAGES[:-1]:
         own.metrics.observe(stage, 0.0003)
-    own.metrics.end("/predict", 200, "", 0.0004, {})
-    own.metrics.end("/predict", 422, "rows_refused", 0.0004, {"wrong_type": 3})
-    own.metrics.end("/wp-login", 404, "no_such_path", 0.0001, {})
+    own.metrics.end(Visit("/predict", 200, "", 0.0004, {}))
+    own.metrics.end(Visit("/predict", 422, "rows_refused", 0.0004, {"wrong_type": 3}))
+    own.metrics.end(Visit("/wp-login", 404, "no_such_path", 0.0001, {}))
     own.recorder.settle()
     yield own
     own.close()
@@ -191,14 +191,14 @@ def test_observing_costs_little():
 WORKER = """
     import sys, time
     sys.path.insert(0, {tests!r})
-    from test_metrics import SCORER, answered, watching
+    from test_metrics import SCORER, Visit, answered, watching
     from prodml.settings import Serve
 
     own = watching(SCORER, Serve(workers=2))
     number = int(sys.argv[1])
     for i in range(number):
         own.recorder(answered(1))
-        own.metrics.end("/predict", 200, "", 0.0004, {{}})
+        own.metrics.end(Visit("/predict", 200, "", 0.0004, {{}}))
     own.in_hand = range(number)
     own.recorder.settle()
     print("ready", flush=True)
@@ -320,14 +320,14 @@ def test_folders_of_servers_that_ended_are_swept(tmp_path, monkeypatch):
 def test_a_full_disk_shows_the_worker_s_own_numbers(tmp_path, monkeypatch):
     monkeypatch.setenv("PRODML_METRICS", str(tmp_path))
     own = watching(SCORER, Serve())
-    own.metrics.end("/predict", 200, "", 0.1, {})
+    own.metrics.end(Visit("/predict", 200, "", 0.1, {}))
     assert total(shown(own), "prodml_requests_total") == 1
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tally_page.Path, "write_bytes", full)
-    own.metrics.end("/predict", 200, "", 0.1, {})
+    own.metrics.end(Visit("/predict", 200, "", 0.1, {}))
     assert total(shown(own), "prodml_requests_total") == 2
     own.recorder.settle()
     assert own.recorder.failed == 1

@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from prodml.release import apart
+from prodml.release.apart import verify_apart
 from prodml.release.attestation import (
     FILE,
     Refused,
@@ -49,6 +52,69 @@ def candidate(folder, content="a model"):
 def sealed(tmp_path):
     asked = project(tmp_path)
     return asked, seal(candidate(tmp_path), [], [GOOD], asked, "run-1")
+
+
+@pytest.mark.parametrize(
+    "code, word",
+    [
+        ("raise SystemExit(3)", "it ended with 3"),
+        ("raise ValueError('no room')", "no room"),
+        ("pass", "could not be checked"),  # silence
+        ("print('a word')", "could not be checked"),
+        ("print('{}')", "was not checked"),
+        ("print('{\"stands\": true}')", "was not checked"),
+        (
+            "import json, sys; sys.stdin.read(); print(json.dumps({'stands': {}}))",
+            "was not checked",
+        ),
+        ("import os; os.kill(os.getpid(), 9)", "it ended with -9"),
+        ("import time; time.sleep(60)", "timed out"),
+    ],
+)
+def test_a_process_that_says_anything_else_refuses(sealed, monkeypatch, code, word):
+    asked, release = sealed
+    monkeypatch.setattr(apart, "ASK", code)
+    monkeypatch.setattr(apart, "LONGEST", 2.0)
+    with pytest.raises(Refused, match=word):
+        verify_apart(release, trusted_keys(asked))
+
+
+def test_evidence_that_stands_is_believed_apart_and_what_changed_is_not(sealed, monkeypatch):
+    asked, release = sealed
+    own = trusted_keys(asked)
+    stranger = public_pem(Ed25519PrivateKey.generate())
+    cases = [
+        ((own,), ""),
+        ((own, -2), "stale"),
+        ((own, 90, ("card",)), "card"),
+        (([stranger],), "not genuine"),
+    ]
+    for python in (sys.executable, "/usr/bin/uwsgi", ""):  # those without one ask themselves
+        monkeypatch.setattr(sys, "executable", python)
+        for question, word in cases:
+            if not word:
+                verify_apart(release, *question)
+                continue
+            with pytest.raises(Refused, match=word):
+                verify_apart(release, *question)
+
+
+def test_the_process_sees_the_same_package(tmp_path, sealed):
+    """A service carries its own copy of prodml, which goes before one that is installed."""
+    _, release = sealed
+    told = apart.asked_apart({"folder": str(release), "trusted": []})
+    assert "not genuine" in told["refused"]
+    copy = tmp_path / "copy" / "prodml"
+    shutil.copytree(
+        Path(apart.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    with open(copy / "release" / "attestation.py", "a") as file:
+        file.write("\n\ndef verify(**question):\n    raise Refused('the copy speaks')\n")
+    code = "from prodml.release.apart import asked_apart; print(asked_apart({'trusted': []}))"
+    path = os.environ | {"PYTHONPATH": str(copy.parent)}
+    line = [sys.executable, "-c", code]
+    ended = subprocess.run(line, env=path, cwd=tmp_path, capture_output=True, text=True)
+    assert "the copy speaks" in ended.stdout, ended.stderr
 
 
 def test_a_sealed_release_stands_and_cannot_be_written(sealed):

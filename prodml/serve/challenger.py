@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ..contract import Checked
-from ..release.attestation import verify
 from . import door
 from prodml.serve.pointer import (
     Checks,
@@ -252,7 +251,7 @@ def split_answer(trial: Trial, waiting: Waiting, own: Checked, turn: np.ndarray)
 # %% ../../nbs/serve/548_challenger.ipynb #a4182f37
 def load(folder: Path, checks: Checks) -> Scorer:
     """The scorer of the release in `folder`. Raises `Refused`, or `Mistake`."""
-    verify(folder, checks.trusted_keys, checks.max_age_days, checks.required)
+    checks.verify(folder)
     try:
         return load_scorer(folder, checks.types)
     except ImportError as error:  # a server of ONNX models has no scikit-learn

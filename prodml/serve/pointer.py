@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import new_folder, write_atomic
+from ..release.apart import verify_apart
 from ..settings import CHOICES, Mistake, close_match
 
 # %% ../../nbs/serve/508_pointer.ipynb #ce99d77f
@@ -89,6 +90,16 @@ class Checks:
     max_age_days: float = 90.0
     required: Sequence[str] = ()  # gates that must have passed
     types: Sequence[str] = ()  # further types that a skops file may hold
+    apart: bool = False  # whether the evidence is verified in a process of its own
+
+    def verify(self, folder: Path) -> None:
+        """Nothing. Raises `Refused` unless the evidence of the release in `folder` stands."""
+        asked = folder, self.trusted_keys, self.max_age_days, self.required
+        if self.apart:
+            return verify_apart(*asked)
+        from prodml.release.attestation import verify
+
+        verify(*asked)
 
 
 def service_checks(folder: Path) -> Checks:

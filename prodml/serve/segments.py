@@ -103,7 +103,7 @@ def take_lock(handle: int) -> bool:
 
 # %% ../../nbs/serve/518_segments.ipynb #dee7f5f3
 class Segment:
-    """A file that messages are appended to, each whole or not at all. Raises `OSError`."""
+    """A file that messages are appended to, whole or not at all. Raises `OSError`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path, self.started, self.size = folder / f"{name}{OPEN}", time.monotonic(), 0
@@ -119,18 +119,19 @@ class Segment:
             os.close(self.handle)
             raise
 
-    def append(self, content: bytes) -> None:
-        """Nothing; `content` is on the disk then."""
-        rest = memoryview(content)
+    def append(self, *contents: bytes) -> None:
+        """Nothing; all `contents` are on the disk then, or none."""
         try:
-            while rest:
-                rest = rest[os.write(self.handle, rest) :]
+            for content in contents:
+                rest = memoryview(content)
+                while rest:
+                    rest = rest[os.write(self.handle, rest) :]
             os.fsync(self.handle)
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(self.handle, self.size)
             raise
-        self.size += len(content)
+        self.size += sum(map(len, contents))
 
     def close(self) -> None:
         """Nothing; the file has its final name, or is gone if nothing is in it."""
@@ -211,19 +212,20 @@ class Segments:
         self.open: dict[tuple[str, ...], Segment] = {}
         self.deleted = 0
 
-    def write(self, name: str, fields: Fields, columns: Mapping[str, Values]) -> int:
-        """How many bytes the rows took in the segment called `name`. Raises `OSError`."""
+    def write(self, name: str, fields: Fields, *parts: Mapping[str, Values]) -> int:
+        """How many bytes `parts` took in segment `name`, written all or none. Raises `OSError`."""
         key = (name, *fields, *fields.values())
         found = self._segment(key)
-        content = encode(fields, columns, start=found.size == 0)
+        new = found.size == 0
+        contents = [encode(fields, part, new and not i) for i, part in enumerate(parts)]
         try:
-            found.append(content)
+            found.append(*contents)
         except OSError:
             self.open.pop(key).close()
             raise
         if found.size >= min(LARGEST, self.most / 8):
             self.open.pop(key).close()
-        return len(content)
+        return sum(map(len, contents))
 
     def _segment(self, key: tuple[str, ...]) -> Segment:
         if key in self.open and not os.fstat(self.open[key].handle).st_nlink:
@@ -261,20 +263,20 @@ class Written:
         self.dropped: Counter[tuple[str, str]] = Counter()  # by what they are, and why
         self._why = ""
 
-    def write(self, name: str, fields: Fields, columns: Mapping[str, Values]) -> None:
-        """Nothing; the rows of `columns` are on the disk, or counted as dropped."""
-        why = ""
+    def write(self, name: str, fields: Fields, *parts: Mapping[str, Values]) -> None:
+        """Nothing; the rows of all `parts` are on the disk, or counted as dropped."""
+        why, rows = "", sum(len(part["id"]) for part in parts)
         try:
-            self.bytes += self.segments.write(name, fields, columns)
+            self.bytes += self.segments.write(name, fields, *parts)
         except OSError as error:
             why = "full" if error.errno in FULL else "unwritable"
         except Exception as error:
             why = "error"
             logger.error("rows could not be encoded", exc_info=error)
         if why:
-            self.dropped[name, why] += len(columns["id"])
+            self.dropped[name, why] += rows
         else:
-            self.rows[name] += len(columns["id"])
+            self.rows[name] += rows
         if why != self._why:
             logger.warning(f"rows are not logged: {why}" if why else "rows are logged again")
         self._why = why

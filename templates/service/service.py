@@ -30,7 +30,8 @@ pointer = os.environ.get("PRODML_POINTER", HERE / "current")
 try:
     release = HERE / "release" / told["release"]
     why = told_reasons(told)
-    app = create_app(release, **told["checks"], serve=serve, pointer=pointer, why=why)
+    asked = {**told["checks"], "serve": serve, "pointer": pointer, "why": why}
+    app = create_app(release, **asked, apart=True)
 except Mistake as mistake:
     sys.exit(f"Not served. {mistake}")
 untimed()  # the application has a deadline of its own
