@@ -26,7 +26,8 @@ from prodml.gates.gain import gain, judge_gain, measure_of
 from prodml.gates.rivals import Rivals, common_test, make_rivals
 from prodml.ini import parse_settings
 from prodml.release.store import seal
-from prodml.serve.predictions import Batch, PredictionLog
+from prodml.serve.batches import Batch
+from prodml.serve.predictions import PredictionLog
 from prodml.settings import Mistake
 from prodml.stats.paired import accuracy_gain, auc_gain, mean_gain
 

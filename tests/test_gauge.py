@@ -16,6 +16,7 @@ from prodml.contract import Column, Contract, check_rows
 from prodml.gates.reference import current_profile, reference_profile
 from prodml.profile import PREDICTION, make_bins, profile
 from prodml.serve import gauge as gauge_page
+from prodml.serve.batches import gather
 from prodml.serve.gauge import (
     Gauge,
     answers,
@@ -27,7 +28,6 @@ from prodml.serve.gauge import (
     readings,
     shift,
 )
-from prodml.serve.predictions import gather
 from prodml.serve.scorer import Answered, Scorer, score
 from prodml.settings import Mistake
 from prodml.stats.effect import stability_index

@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,13 @@ from hypothesis import strategies as st
 from small import even_chances, small_contract
 
 from prodml.contract import Column, Contract, check_rows
-from prodml.serve import predictions
+from prodml.serve import batches
 from prodml.serve.answers import labelled_predictions, read_feedback, read_predictions
 from prodml.serve.outcomes import BadOutcome, read_outcomes
 from prodml.serve.predictions import PredictionLog, Recorder, is_logged
 from prodml.serve.scorer import Answered, Scorer, score
 from prodml.serve.segments import Segment, Segments, encode, salvage, whole_messages
+from prodml.serve.single import Single
 
 CONTRACT = small_contract()
 SCORER = even_chances(CONTRACT)
@@ -40,6 +42,15 @@ def answered(ids, scorer=SCORER):
     return score(scorer, check_rows(scorer.contract, rows), ids)
 
 
+READER = Single(CONTRACT)
+
+
+def plain(ids, arm="champion"):
+    """As `answered`, by the way of single rows that came together."""
+    rows = [READER.read(b'{"age": %d, "job": "clerk"}' % (20 + i % 50)) for i in range(len(ids))]
+    return replace(score(SCORER, READER.stack(rows), ids), arm=arm)
+
+
 def ids(start, many):
     return [f"id-{i}" for i in range(start, start + many)]
 
@@ -48,14 +59,14 @@ WRITER = """
     import sys, time, os
     sys.path.insert(0, {tests!r})
     from pathlib import Path
-    from test_predictions import answered
+    from test_predictions import plain
     from prodml.serve.predictions import PredictionLog, Recorder
 
     log = PredictionLog(Path(sys.argv[1]), flush=0.1, megabytes=100)
     recorder = Recorder([log], pause=0.025)
     worker, i = sys.argv[2], 0
     while True:
-        recorder(answered([f"{{worker}}-{{i}}"]))
+        recorder(plain([f"{{worker}}-{{i}}"]))
         print(i, time.time(), flush=True)
         i += 1
         time.sleep(0.0005)
@@ -215,7 +226,7 @@ def test_a_folder_removed_under_the_log_begins_again(tmp_path):
     place = tmp_path / "log"
     log = PredictionLog(place)
     for start in (0, 10):
-        log.take(predictions.gather([answered(ids(start, 3))])[0])
+        log.take(batches.gather([answered(ids(start, 3))])[0])
         log.flush()
         if start == 0:
             for path in place.iterdir():
@@ -230,7 +241,7 @@ def test_the_folder_stays_within_its_bounds_whoever_writes(tmp_path):
     logs = [PredictionLog(tmp_path, megabytes=0.2) for _ in range(3)]
     for turn in range(30):
         for n, log in enumerate(logs):
-            log.take(predictions.gather([answered(ids(turn * 1000 + n * 100_000, 200))])[0])
+            log.take(batches.gather([answered(ids(turn * 1000 + n * 100_000, 200))])[0])
             log._due = 0
             log.tick()
             assert sum(p.stat().st_size for p in tmp_path.iterdir()) < 200_000
@@ -254,8 +265,68 @@ def test_a_living_segment_is_left_alone_and_a_dead_one_is_not(tmp_path):
     assert (tmp_path / "predictions-1-1.arrows").read_bytes() == content
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["plain", "other", "look"]),
+            st.sampled_from([1, 2, 7, 100, 127, 128, 129, 900, 1024, 1025, 3000]),
+            st.sampled_from(["champion", "challenger"]),
+        ),
+        max_size=30,
+    )
+)
+def test_every_row_that_waited_comes_out_once_as_it_went_in(turns):
+    queue, went, came, start = batches.Queue(), Counter(), Counter(), 0
+
+    def look():
+        for batch in (batch for piece in queue.pieces() for batch in piece):
+            told = batch.columns["age"], batch.prediction[:, 1], batch.at
+            came.update((*row, batch.arm) for row in zip(batch.ids, *told, strict=True))
+            assert set(batch.columns) == {"age", "job"}
+            assert batch.columns["job"].tolist() == ["clerk"] * len(batch.ids)
+
+    for kind, many, arm in turns:
+        if kind == "look":
+            look()
+            continue
+        one = plain(ids(start, many), arm) if kind == "plain" else answered(ids(start, many))
+        start += many
+        queue.put(one)
+        rows = zip(one.ids, one.checked.columns["age"], one.prediction[:, 1], strict=True)
+        went.update((*row, one.at, one.arm) for row in rows)
+    look()
+    assert came == went and queue.given == queue.taken == start
+
+
+def test_threads_that_write_while_another_reads_lose_nothing():
+    queue, came, ended = batches.Queue(), Counter(), threading.Event()
+
+    def write(worker):
+        for i in range(400):
+            queue.put(plain([f"{worker}-{i}-{n}" for n in range(5)]))
+
+    def read():
+        while True:
+            last = ended.is_set()
+            for piece in queue.pieces():
+                came.update(name for batch in piece for name in batch.ids)
+            if last:
+                return
+
+    reader = threading.Thread(target=read)
+    writers = [threading.Thread(target=write, args=(worker,)) for worker in range(4)]
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    ended.set()
+    reader.join()
+    assert len(came) == 4 * 400 * 5 and set(came.values()) == {1}
+
+
 def test_a_full_queue_drops_and_counts_and_never_waits(monkeypatch):
-    monkeypatch.setattr(predictions, "MOST_WAITING", 100)
+    monkeypatch.setattr(batches, "MOST_WAITING", 100)
 
     seen = Counter()
 
@@ -362,9 +433,7 @@ def test_the_time_asked_for_is_the_time_read(tmp_path):
     log = PredictionLog(tmp_path)
     for i, at in enumerate((1e9, 1e9 + 86_400, 1e9 + 2 * 86_400)):
         one = answered([f"{i}"])
-        log.take(
-            predictions.gather([Answered(SCORER, one.checked, one.prediction, one.ids, at)])[0]
-        )
+        log.take(batches.gather([Answered(SCORER, one.checked, one.prediction, one.ids, at)])[0])
         log.flush()
     log.tick(last=True)
     day = pd.Timestamp(1e9 + 86_400, unit="s")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..contract import Contract
-from .predictions import Batch
+from .batches import Batch
 from ..settings import Mistake
 
 # %% ../../nbs/serve/538_gauge.ipynb #2b9a4a8a

@@ -26,9 +26,10 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..contract import Contract
+from .batches import Batch
 from .families import counter_families, folded, histogram_families, level_families
 from .gauge import Gauge, Reference, read_reference, readings
-from .predictions import Batch, PredictionLog, Recorder, Sink, feedback_route
+from .predictions import PredictionLog, Recorder, Sink, feedback_route
 from .scorer import Scorer
 from .tally import Levels, Tally, Totals, shared_folder
 from .wire import Reply, Request, Route, refusal

@@ -63,6 +63,7 @@ class Service:
         start_app(app)  # in each worker
         gc.collect()
         gc.freeze()  # what was loaded stays, and need not be looked at again
+        gc.set_threshold(10_000, 20, 20)  # requests leave no cycles behind; errors leave a few
 
     async def __is_ready__(self) -> bool:  # /readyz: no longer, once the server is asked to stop
         return is_ready(app)
