@@ -67,6 +67,10 @@ class Data:
     sensitive: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()  # texts that mean "missing", such as ?
+    reject: tuple[str, ...] = ()  # what is refused where it is unusual: COLUMN, COLUMN.missing, *
+    impute: tuple[
+        str, ...
+    ] = ()  # and where the usual value is put in its place; else it is flagged
     validation: float = 0.2
     test: float = 0.2
 
