@@ -1,6 +1,7 @@
 """What the server says of why is what the notebook says, for whoever answered, in its time."""
 
 import asyncio
+import inspect
 import json
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import uvloop
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,7 +53,7 @@ def small(tmp_path_factory):
     return released(tmp_path_factory.mktemp("small"), id="application_id")
 
 
-def ask(app, path, body, headers=None, method="POST"):
+def ask(app, path, body, headers=None, method="POST", runner=asyncio.run):
     """The reply of the application to one request."""
 
     async def once():
@@ -61,7 +63,7 @@ def ask(app, path, body, headers=None, method="POST"):
             sent = {"content-type": "application/json", **(headers or {})}
             return await client.request(method, path, content=content, headers=sent)
 
-    return asyncio.run(once())
+    return runner(once())
 
 
 def notebook(one, rows):
@@ -269,6 +271,16 @@ def test_a_form_without_a_place_for_reasons_says_so(small, path, body):
     assert "bad_parameter" not in ask(app, f"{path}?no_reason_codes=2", body).text
     known = [one for one in described["paths"] if one.rpartition("/")[2] == path.rpartition("/")[2]]
     assert known and all("bad_parameter" in json.dumps(described["paths"][one]) for one in known)
+
+
+def test_a_long_body_is_explained_by_the_loop_of_the_server_as_well(small):
+    """uvloop, which BentoML and uvicorn run on, refuses to run a coroutine function in a thread."""
+    app = App(load_scorer(small.folder))
+    body = json.dumps(small.rows[:5]).encode().ljust(150_000)
+    for path in ("/explain", "/predict?reason_codes=2", "/predict"):
+        found = ask(app, path, body, runner=uvloop.run)
+        assert found.status_code == 200, found.text
+    assert not [path for path, route in app.routes.items() if inspect.iscoroutinefunction(route)]
 
 
 def test_limits_and_bad_rows(small):
