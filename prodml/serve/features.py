@@ -269,7 +269,7 @@ async def fill_columns(
 ) -> tuple[dict[str, list[Any]], Joined]:
     """The features that are not among the columns `names`, for rows of these `entities`."""
     lacking = [name for name in features.usual if name not in names]
-    said = dict.fromkeys(names) if lacking else {}
+    said = dict.fromkeys(name for name in features.usual if lacking and name in names)
     rows = [{**said, features.entity: entity} for entity in entities]
     if not lacking or not rows:  # only whether the ids can be ids
         return {}, Joined(rows, needed_ids(rows, features.entity, ())[1])

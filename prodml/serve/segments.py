@@ -150,7 +150,7 @@ def salvage(folder: Path) -> int:
     """How many segments of dead processes in `folder` were closed."""
     saved, paths = 0, list[Path]()
     with contextlib.suppress(OSError):
-        paths = sorted([*folder.glob(f"*{OPEN}"), *folder.glob(".*.new")])
+        paths = sorted(one for end in (OPEN, ".new") for one in folder.glob(f"*-*{end}"))
     for path in paths:
         with contextlib.suppress(OSError), open(path, "r+b") as file:
             fresh = path.suffix == ".new" and time.time() - path.stat().st_mtime < STILL_NEW
@@ -203,6 +203,12 @@ def trim(folder: Path, most: float) -> tuple[int, int]:
             whole -= sizes[path]
     return whole, deleted
 
+
+def _stands(segment: Segment) -> bool:
+    """Whether its file was not removed, nor begun later than now, as when the clock steps back."""
+    begun = started(segment.path) <= time.time() + 1
+    return begun and bool(os.fstat(segment.handle).st_nlink)
+
 # %% ../../nbs/serve/518_segments.ipynb #98e7885d
 class Segments:
     """The open segments of this process in `folder`, which holds at most `megabytes`."""
@@ -228,8 +234,8 @@ class Segments:
         return sum(map(len, contents))
 
     def _segment(self, key: tuple[str, ...]) -> Segment:
-        if key in self.open and not os.fstat(self.open[key].handle).st_nlink:
-            self.open.pop(key).close()  # its file was removed
+        if key in self.open and not _stands(self.open[key]):
+            self.open.pop(key).close()
         if key not in self.open:
             stamp = f"{time.time_ns() // 1000}-{os.getpid()}-{id(self) % 9973}"
             self.open[key] = Segment(self.folder, f"{key[0]}-{stamp}")

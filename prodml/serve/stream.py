@@ -91,8 +91,10 @@ def messages(body: bytes) -> Iterator[tuple[int, Table, memoryview]]:
         mark, size = HEAD.unpack_from(data, at)
         if mark != 0xFFFFFFFF or size < 0:
             raise not_arrow()
-        if size == 0:
+        if size == 0 and at + HEAD.size == len(data):
             return
+        if size == 0:  # what follows the end would be left unanswered
+            raise not_arrow()
         head = data[at + HEAD.size : at + HEAD.size + size]
         message = Table(head, 0)
         message = Table(head, message.read("<I", 0))
@@ -230,13 +232,22 @@ class Stream:
         return rows
 
 # %% ../../nbs/serve/500_stream.ipynb #45a00001
+def _read_fields(found: Sequence[Table], most: int) -> Iterator[Field]:
+    for one in found:  # which may all point to one long name
+        field = read_field(one)
+        most -= len(field.name)
+        if most < 0:
+            raise not_arrow()
+        yield field
+
+
 def read_schema(stream: Stream, head: Table, inside: memoryview) -> None:
     """Nothing; the columns of `stream` are known."""
     places = head.vector(1, 4)
     if head.number(0, "<h") or len(places) > MOST_COLUMNS:
         raise not_arrow()
     found = [Table(head.data, at + head.read("<I", at)) for at in places]
-    stream.fields, stream.pieces = [read_field(one) for one in found], [[] for _ in found]
+    stream.fields, stream.pieces = [*_read_fields(found, len(head.data))], [[] for _ in found]
     if len({field.name for field in stream.fields}) < len(found):
         raise NotArrow("duplicate_key", "the stream names a column twice")
     for field, one in zip(stream.fields, found, strict=True):
@@ -269,24 +280,28 @@ def read_words(stream: Stream, head: Table, inside: memoryview) -> None:
     else:
         stream.words[number] = words
 
-
+# %% ../../nbs/serve/500_stream.ipynb #45a00003
 def read_batch(stream: Stream, head: Table, inside: memoryview) -> None:
     """Nothing; the rows of a batch are in `stream`."""
     rows = stream.count(head, stream.most - stream.rows)
     stream.rows += rows
+    if len(head.vector(1, 16)) != len(stream.fields):
+        raise not_arrow()
     buffers = _split(head, inside)
     for field, pieces in zip(stream.fields, stream.pieces, strict=True):
         own = [next(buffers) for _ in range(field.buffers)]
         if field.name in stream.wanted and field.dictionary is None:
             pieces.append(read_piece(field, own, rows))
         elif field.name in stream.wanted and field.dictionary is not None:
-            words = [*stream.words.get(field.dictionary, []), None]
+            words = stream.words.get(field.dictionary, [])
             code = Field("", INT, stream.codes[field.dictionary][1])
             places, known = read_piece(code, own, rows)
-            held = np.asarray(places) if known is None else np.where(known, places, len(words) - 1)
-            if rows and (held.min() < 0 or held.max() >= len(words) - (known is None)):
+            held = np.asarray(places) if known is None else np.asarray(places)[known]
+            if len(held) and (held.min() < 0 or held.max() >= len(words)):
                 raise not_arrow()
-            pieces.append(Piece([words[place] for place in held.tolist()], None))
+            named = np.full(rows, None, object)
+            named[slice(None) if known is None else known] = [words[at] for at in held.tolist()]
+            pieces.append(Piece(named.tolist(), None))
 
 # %% ../../nbs/serve/500_stream.ipynb #fb60fd52
 ERRORS = (struct.error, ValueError, KeyError, IndexError, TypeError, StopIteration, OverflowError)

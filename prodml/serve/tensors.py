@@ -102,6 +102,8 @@ def tensor_values(tensor: Mapping[str, Any], raw: bytes | None, where: str) -> l
     if kind is None:
         raise Mistake(f"{where}: the datatype is not one of {', '.join(KINDS)}")
     data = tensor.get("data")
+    if raw is not None and data is not None:
+        raise Mistake(f"{where}: the data is given twice, as a list and as bytes")
     if raw is not None and kind == "O":
         found: list[Any] = split_texts(raw, where)
     elif raw is not None:
@@ -113,7 +115,7 @@ def tensor_values(tensor: Mapping[str, Any], raw: bytes | None, where: str) -> l
     else:
         raise Mistake(f"{where}: no data; it is a list, or it stands behind the JSON as bytes")
     if len(found) != rows:
-        raise Mistake(f"{where}: {len(found)} elements, but the shape says {rows}")
+        raise Mistake(f"{where}: {len(found)} elements, but the shape says another number")
     return found
 
 # %% ../../nbs/serve/504_tensors.ipynb #8eab8dab
@@ -191,10 +193,12 @@ def read_wanted(request: Mapping[str, Any], names: Sequence[str]) -> list[Wanted
     asked = request.get("outputs") or [{"name": name} for name in names]
     if not isinstance(everything, dict) or not isinstance(asked, list):
         raise Mistake("parameters is not an object, or outputs is not a list")
-    usual, found = everything.get("binary_data_output", False), []
+    usual, found = everything.get("binary_data_output", False), list[Wanted]()
     for number, one in enumerate(asked):
         if not isinstance(one, dict) or one.get("name") not in names:
             raise Mistake(f"output {number} is none of {', '.join(names)}")
+        if any(one["name"] == other.name for other in found):
+            raise Mistake(f"output {number}: this tensor is asked for twice")
         parameters = one.get("parameters") or {}
         if not isinstance(parameters, dict):
             raise Mistake(f"output {number}: parameters is not an object")
