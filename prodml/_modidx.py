@@ -1162,6 +1162,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'prodml/release/attestation.py'),
                                             'prodml.release.attestation.check_files': ( 'release/attestation.html#check_files',
                                                                                         'prodml/release/attestation.py'),
+                                            'prodml.release.attestation.digest_of': ( 'release/attestation.html#digest_of',
+                                                                                      'prodml/release/attestation.py'),
                                             'prodml.release.attestation.file_digests': ( 'release/attestation.html#file_digests',
                                                                                          'prodml/release/attestation.py'),
                                             'prodml.release.attestation.judge_gates': ( 'release/attestation.html#judge_gates',

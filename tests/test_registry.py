@@ -22,7 +22,7 @@ from processes import free_port
 from services import postgres_server
 from test_release import GOOD, POOR, candidate, project
 
-from prodml.release import ledger
+from prodml.release import attestation, ledger
 from prodml.release.attestation import Refused
 from prodml.release.journal import faults
 from prodml.release.ledger import open_ledger
@@ -410,6 +410,21 @@ def test_a_release_under_another_name_is_refused(tmp_path):
     (store / b).rename(store / a)
     with pytest.raises(Refused, match="not hold what its name says"):
         open_registry(asked).promote(a, **ME)
+
+
+def test_what_is_registered_are_the_bytes_that_were_held_against_the_signed_list(
+    tmp_path, monkeypatch
+):
+    """Each file is read once in a promotion, so none can be exchanged between two readings."""
+    asked, (a, b) = registered(tmp_path, 2)
+    registry = open_registry(asked)
+    registry.promote(a, **ME), registry.promote(b, **ME)
+    read, real = [], attestation.digest_file
+    monkeypatch.setattr(attestation, "digest_file", lambda path: read.append(path) or real(path))
+    entry = registry.promote(a, **ME)
+    files = [path for path in find_release(asked, a).rglob("*") if path.is_file()]
+    assert len(read) == len({*read}) == len(files) - 1  # the attestation is no part of itself
+    assert entry.evidence["release"]["digest"][:12] == a
 
 
 def test_rollback_to_what_does_not_stand_any_more_is_refused(tmp_path):

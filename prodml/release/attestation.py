@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATEMENT', 'PREDICATE', 'PAYLOAD', 'FILE', 'Refused', 'signing_key', 'public_pem', 'trusted_keys', 'attest',
-           'file_digests', 'Evidence', 'open_envelope', 'check_files', 'judge_gates', 'verify', 'reason']
+           'file_digests', 'digest_of', 'Evidence', 'open_envelope', 'check_files', 'judge_gates', 'verify', 'reason']
 
 # %% ../../nbs/release/400_attestation.ipynb #8bdb64a7
 import datetime as dt
@@ -22,7 +22,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from ..files import digest_file
+from ..files import digest_bytes, digest_file
 from ..settings import Mistake, Settings, Waiver
 from ..verdict import GateResult, Verdict, read_result, worst
 
@@ -147,6 +147,12 @@ def file_digests(folder: Path) -> dict[str, str]:
     names = {p.relative_to(folder).as_posix(): p for p in files}
     return {name: digest_file(path) for name, path in names.items() if name != FILE}
 
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """The SHA-256 over the names and digests of `files`, as `file_digests` gives them."""
+    lines = [f"{digest}  {name}\n" for name, digest in files.items()]
+    return digest_bytes("".join(lines).encode())
+
 # %% ../../nbs/release/400_attestation.ipynb #8842d0ff
 @dataclass(frozen=True)
 class Evidence:
@@ -158,6 +164,7 @@ class Evidence:
     gates: tuple[GateResult, ...]
     waivers: tuple[Waiver, ...]
     verdict: Verdict
+    content: str  # the digest of the files that were held against the signed list
 
 
 def open_envelope(folder: Path, trusted: Sequence[str]) -> dict[str, Any]:
@@ -179,9 +186,9 @@ def open_envelope(folder: Path, trusted: Sequence[str]) -> dict[str, Any]:
         raise Refused(f"the attestation of {folder.name} speaks of something else.")
     return dict(statement)
 
-
-def check_files(folder: Path, statement: Mapping[str, Any]) -> None:
-    """Nothing. Raises `Refused` for a file that was edited, added or taken away."""
+# %% ../../nbs/release/400_attestation.ipynb #ff70197b
+def check_files(folder: Path, statement: Mapping[str, Any]) -> dict[str, str]:
+    """The digest of each file. Raises `Refused` for one that was edited, added or taken away."""
     listed = {s["name"]: s["digest"]["sha256"] for s in statement["subject"] if s["name"] != "data"}
     there = file_digests(folder)
     for name in sorted(listed.keys() | there.keys()):
@@ -189,6 +196,7 @@ def check_files(folder: Path, statement: Mapping[str, Any]) -> None:
             what = "is gone" if name not in there else "was added" if name not in listed else ""
             what = what or "was edited"
             raise Refused(f"{folder.name}: {name} {what} after the release was signed.")
+    return there
 
 # %% ../../nbs/release/400_attestation.ipynb #2b0eac39
 def judge_gates(
@@ -215,7 +223,7 @@ def verify(
     """The evidence of the release in `folder`. Raises `Refused` with why it must not ship."""
     folder, now = Path(folder), now or dt.datetime.now(dt.UTC)
     statement = open_envelope(folder, trusted)
-    check_files(folder, statement)
+    files = check_files(folder, statement)
     told = statement["predicate"]
     created = dt.datetime.fromisoformat(told["created"])
     age = (now - created).total_seconds() / 86400
@@ -228,7 +236,8 @@ def verify(
     verdict = judge_gates(gates, needed, waivers, now.date())
     if verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
         raise Refused(f"{folder.name} did not pass. {reason(gates, needed, verdict)}")
-    return Evidence(told["name"], told["run_id"], created, gates, waivers, verdict)
+    names = told["name"], told["run_id"]
+    return Evidence(*names, created, gates, waivers, verdict, digest_of(files))
 
 # %% ../../nbs/release/400_attestation.ipynb #80d1c32c
 def reason(gates: Sequence[GateResult], required: Iterable[str], verdict: Verdict) -> str:

@@ -58,13 +58,17 @@ def known_release(engine: sa.Engine, project: str, name: str) -> Registered | No
     return Registered(**{key: row[key] for key in Registered.__annotations__}) if row else None
 
 # %% ../../nbs/release/410_registry.ipynb #fa1e793a
-def add_release(settings: Settings, engine: sa.Engine, folder: Path) -> Registered:
+def add_release(
+    settings: Settings, engine: sa.Engine, folder: Path, digest: str = ""
+) -> Registered:
     """The release in `folder` as registered now, or before. It lies on the shelf then, if any.
+    `digest` is that of its files, where they were read just now.
 
     Raises `Refused` when it is not what its name says, or was signed by nobody who is trusted.
     """
     project, table = settings.project.name, ledger.releases
-    digest, known = content_digest(folder), known_release(engine, project, folder.name)
+    digest = digest or content_digest(folder)
+    known = known_release(engine, project, folder.name)
     if digest[:12] != folder.name or (known and digest != known.digest):
         raise Refused(f"{folder} does not hold what its name says: it was changed.")
     if known is None and not (told := listed(settings, folder)).created:
@@ -152,7 +156,7 @@ def standing_release(
     """
     folder = find_release(settings, name)
     stands = check_release(settings, folder)
-    known = add_release(settings, engine, folder)
+    known = add_release(settings, engine, folder, stands.content)  # the very bytes that stand
     return known.name, ground(folder, stands, known.digest)
 
 # %% ../../nbs/release/410_registry.ipynb #6aab83e0

@@ -7,7 +7,6 @@ __all__ = ['content_digest', 'is_alias', 'Shelf', 'fetch', 'shelf_of', 'releases
 
 # %% ../../nbs/release/402_shelf.ipynb #0c1c46b5
 import contextlib
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,14 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..files import new_folder
-from .attestation import FILE, Refused, file_digests
+from .attestation import FILE, Refused, digest_of, file_digests
 from ..settings import Mistake, Settings
 
 # %% ../../nbs/release/402_shelf.ipynb #cba493b9
 def content_digest(folder: Path) -> str:
     """The SHA-256 over the names and digests of the files in `folder`, the attestation left out."""
-    lines = [f"{digest}  {name}\n" for name, digest in file_digests(folder).items()]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return digest_of(file_digests(folder))
 
 
 _ALIAS = re.compile(r"(?!latest$)(?![0-9a-f]+$)[a-z][a-z0-9-]{0,39}")
