@@ -241,7 +241,11 @@ def examine_explanation(
         lack = "[explanation]" if not asked else "[explanation] max_attribution_shift"
         nothing = (None, None, None, None, "min", Verdict.WARN, f"{lack} sets no limit", 0)
         found.append(Finding("explanation", "all", *nothing))
-    heard = overview(audit.told, limits.confidence).itertuples()
+    heard = overview(audit.told, limits.confidence)
+    heard = heard.astype(object).where(heard.notna(), None)  # of one row there is no interval
     measure = f"mean_absolute_contribution in {audit.told.unit}"
-    measured = [Measured(measure, r.column, r.value, r.low, r.high, len(audit.rows)) for r in heard]
+    measured = [
+        Measured(measure, r.column, r.value, r.low, r.high, len(audit.rows))
+        for r in heard.itertuples()
+    ]
     return GateResult("explanation", tuple(found), run_id, tuple(measured)), moved

@@ -83,15 +83,20 @@ def _cut(column: Column, values: np.ndarray) -> Pieces:
 
 # %% ../../nbs/explain/330_lime.ipynb #ee465d82
 def ridge(seen: np.ndarray, target: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, float]:
-    """The coefficients of a weighted ridge (alpha 1, free intercept), and its weighted R²."""
+    """The coefficients of a weighted ridge (alpha 1, free intercept), and its weighted R².
+
+    Where all targets are alike the coefficients are 0, and R² is not a number.
+    """
     share = weight / weight.sum()
     middle, level = share @ seen, share @ target
     x, y = seen - middle, target - level
     normal = (x * weight[:, None]).T @ x + np.eye(x.shape[1])
     found = np.linalg.solve(normal, (x * weight[:, None]).T @ y)
     spread = float(weight @ y**2)
+    if spread <= 1e-24 * float(weight @ target**2):  # alike but for rounding
+        return np.zeros(len(found)), math.nan
     left = float(weight @ (y - x @ found) ** 2)
-    return found, 1 - left / spread if spread > 1e-12 else math.nan
+    return found, 1 - left / spread
 
 
 def draw_near(
@@ -135,8 +140,12 @@ class Local:
         lines = [
             f"{self.conditions[i]}: {self.weights[i]:+.3g} ± {self.deviation[i]:.2g}" for i in order
         ]
-        head = f"{self.output} ({self.unit}), R² {self.fit:.2f}"
-        same = f"the same {self.top} columns in {self.seeds} runs: Jaccard {self.jaccard:.2f}"
+        fit = (
+            "no R²: all answers near by are alike" if math.isnan(self.fit) else f"R² {self.fit:.2f}"
+        )
+        head = f"{self.output} ({self.unit}), {fit}"
+        many = f"{self.top} column{'s' * (self.top > 1)}"
+        same = f"the same {many} in {self.seeds} runs: Jaccard {self.jaccard:.2f}"
         return "\n".join([head, *lines, same])
 
 

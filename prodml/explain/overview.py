@@ -20,8 +20,8 @@ def overview(
 ) -> pd.DataFrame:
     """Each column's mean absolute contribution with its interval and share, the largest first.
 
-    Columns: column, value, low, high, share, noise (the mean standard error; 0 when exact).
-    Raises `Mistake` when there are no rows.
+    Columns: column, value, low, high (not a number for a single row), share, noise (the mean
+    standard error; 0 when exact). Raises `Mistake` when there are no rows.
     """
     rows = len(told.values)
     if not rows:
@@ -30,7 +30,7 @@ def overview(
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(rows, np.full(rows, 1 / rows), size=repeats) @ sizes / rows
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
+    low, high = np.quantile(drawn if rows > 1 else np.nan * drawn, [tail, 1 - tail], axis=0)
     value, whole = sizes.mean(axis=0), float(sizes.mean(axis=0).sum())
     noise = 0.0 if told.error is None else told.error.mean(axis=(0, 2))
     frame = pd.DataFrame({"column": told.columns, "value": value, "low": low, "high": high})

@@ -79,7 +79,8 @@ def bar(told: Attributions, most: int = 12, confidence: float = 0.95) -> Picture
     axis.hlines(place, table["low"], table["high"], color="#1b2733", lw=1.6)
     for row, one in table.iterrows():
         beside: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
-        axis.annotate(number(one["value"]), (one["high"], row), (5, 0), **beside)
+        end = np.fmax(one["value"], one["high"])
+        axis.annotate(number(one["value"]), (end, row), (5, 0), **beside)
     axis.set_yticks(place, [short(name) for name in table["column"]])
     axis.invert_yaxis()
     axis.margins(x=0.12)

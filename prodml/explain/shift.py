@@ -48,7 +48,7 @@ def attribution_shift(
     place = np.zeros(len(now.values), int) if windows is None else windows
     every = [int(look) for look in np.unique(place)]
     every = [-1] if len(every) == 1 else [-1, *every]
-    spread = known.margin.std(axis=0, ddof=1)
+    spread = known.margin.std(axis=0, ddof=min(1, len(known.margin) - 1))  # of one row: 0
     scale = np.where(spread > 0, spread, np.nan)
     wide = dispersion(known.values)
     share = alpha / (max(looks, len(every)) + (len(every) > 1)) / known.values[0].size
@@ -101,8 +101,9 @@ def shift_findings(table: pd.DataFrame, limit: float) -> list[Finding]:
         one = judge(
             "attribution_shift", value, low, high, limit, "max", int(worst["rows"]), str(column)
         )
-        way = "up" if worst["shift"] > 0 else "down"
         output = f" for {worst['output']}" if of["output"].nunique() > 1 else ""
         place = f" in look {worst['look'] + 1}" if worst["look"] >= 0 else ""
-        found.append(replace(one, why=f"{one.why}; pulls the answer{output} {way}{place}"))
+        way = {1.0: "up", -1.0: "down"}.get(float(np.sign(worst["shift"])), "")
+        why = f"; pulls the answer{output} {way}{place}" if way else ""
+        found.append(replace(one, why=f"{one.why}{why}"))
     return found

@@ -112,6 +112,8 @@ def fidelity_text(made: Surrogate) -> str:
     """How well it imitates the model, in a sentence."""
     parts = [
         f"{name} {number(value)} [{number(low)}, {number(high)}]"
+        if np.isfinite(value)
+        else f"{name} none, since all answers are alike"
         for name, (value, low, high) in made.fidelity.items()
     ]
     beside = f", a constant decision {number(made.constant)}" if made.contract.classes else ""
@@ -125,14 +127,16 @@ def agreement(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
 
 
 def explained_share(answers: np.ndarray, copied: np.ndarray) -> tuple[float, float, float]:
-    """R² of `copied` as a prediction of `answers`, and its interval."""
+    """R² of `copied` as a prediction of `answers`, and its interval; none where they are alike."""
 
     def share(weights: np.ndarray) -> float:
         spread = weights @ (answers - weights @ answers / weights.sum()) ** 2
         left = weights @ (answers - copied) ** 2
-        return float(1 - left / spread) if spread > 0 else float("nan")
+        alike = spread <= 1e-24 * (weights @ answers**2)  # but for rounding
+        return float("nan") if alike else float(1 - left / spread)
 
-    return share(np.ones(len(answers))), *bootstrap_interval(share, len(answers))
+    value, (low, high) = share(np.ones(len(answers))), bootstrap_interval(share, len(answers))
+    return value, min(low, value), max(high, value)  # of a constant copy all draws are below 0
 
 # %% ../../nbs/explain/332_surrogate.ipynb #d24bf929
 def make_surrogate(
