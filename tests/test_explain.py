@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import combinations
+from math import factorial
 
 import numpy as np
 import pandas as pd
@@ -28,10 +30,12 @@ from prodml.artifact import edge_rows
 from prodml.candidates import preparation
 from prodml.contract import Column, Contract, check_rows
 from prodml.explain import making
-from prodml.explain.encoding import encoding_of
+from prodml.explain.encoding import NotExplicit, encoding_of
 from prodml.explain.making import by_asking, columns_of, make_explanation, save_explanation
+from prodml.explain.paths import Paths
 from prodml.explain.sampled import Walks, sample_effects
 from prodml.explain.shap import FILE, answer_of, explanation_of, pack, unpack
+from prodml.explain.trees import trees_of
 from prodml.ini import parse_settings
 from prodml.model import predict
 from prodml.pipeline import train
@@ -106,6 +110,114 @@ def test_boosted_trees_are_explained_as_xgboost_explains_them(rows, prepare, req
     assert told.gap < 1e-4
     found = answer_of(told.margin, told.link, len(contract.classes))
     assert np.abs(found - predict(pipeline, asked, contract.task)).max() < 1e-4
+
+
+def kinds_of(contract):
+    """What xgboost is told of the inputs that `preparation` makes: numbers first, then levels."""
+    numbers = sum(c.numeric for c in contract.features)
+    return ["q"] * numbers + ["c"] * (len(contract.features) - numbers)
+
+
+@pytest.mark.parametrize("rows", ["adult", "three"])
+def test_splits_by_sets_are_explained_as_xgboost_explains_them(rows, request):
+    """Levels given to xgboost as levels, with gaps, unseen ones and 41 countries among them."""
+    contract, table = request.getfixturevalue(rows)
+    kinds = {"feature_types": kinds_of(contract), "enable_categorical": True}
+    pipeline = fitted(contract, table, boosted(XGBClassifier, **kinds))
+    made, asked, told = explained(pipeline, contract, table)
+    assert made.exact and made.kernel.trees.levels.any(), made.why
+    matrix = DMatrix(pipeline[0].transform(asked), **kinds)
+    theirs = pipeline[-1].get_booster().predict(matrix, pred_contribs=True, strict_shape=True)
+    theirs = theirs.transpose(0, 2, 1).astype(float)
+    summed = encoding_of(pipeline[0], contract).sum_back(theirs[:, :-1])
+    assert np.abs(told.values - summed).max() < 1e-4
+    assert np.abs(told.base - theirs[:, -1]).max() < 1e-4 and told.gap < 1e-4
+    again = unpack(pack(made), contract).attribute(columns_of(asked, contract))
+    assert np.array_equal(again.values, told.values)
+
+
+def expected(trees, node, row, known):
+    """The mean of a tree below `node` where only the inputs in `known` are known, node by node."""
+    if trees.feature[node] < 0:
+        return trees.value[node]
+    sides = trees.left[node], trees.right[node]
+    if trees.feature[node] not in known:
+        share = [trees.cover[side] / trees.cover[node] for side in sides]
+        return sum(
+            s * expected(trees, side, row, known) for s, side in zip(share, sides, strict=True)
+        )
+    seen = row[trees.feature[node]]
+    if np.isnan(seen):
+        left = trees.missing_left[node]
+    elif trees.levels[node]:
+        left = int(trees.levels[node]) >> int(seen) & 1
+    else:
+        left = seen < trees.below[node]
+    return expected(trees, sides[0 if left else 1], row, known)
+
+
+def shapley(trees, row, inputs):
+    """Shapley values of the first output by their definition, over all sets of inputs."""
+    child = set(trees.left.tolist()) | set(trees.right.tolist())
+    roots = [n for n in range(len(trees.feature)) if n not in child]
+    worth = {
+        known: sum(expected(trees, root, row, known) for root in roots)
+        for size in range(inputs + 1)
+        for known in combinations(range(inputs), size)
+    }
+    found = np.zeros(inputs)
+    for known, value in worth.items():
+        for one in set(range(inputs)) - set(known):
+            weight = factorial(len(known)) * factorial(inputs - len(known) - 1) / factorial(inputs)
+            found[one] += weight * (worth[tuple(sorted({*known, one}))] - value)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["histogram", "xgboost"])
+def test_splits_by_sets_have_the_shapley_values_of_the_definition(kind):
+    """Two columns of levels, the second in the middle, a level that was never seen, and gaps."""
+    r = np.random.default_rng(0)
+    inputs = np.column_stack(
+        [
+            r.normal(size=1500),
+            r.integers(0, 9, 1500) * 2,
+            r.normal(size=1500),
+            r.integers(0, 5, 1500),
+        ]
+    ).astype(np.float32)
+    inputs[r.random(inputs.shape) < 0.05] = np.nan
+    paid = np.isin(inputs[:, 1], [2, 8, 10]) + np.isin(inputs[:, 3], [0, 3]) * (inputs[:, 0] > 0)
+    target = (paid + 0.5 * r.normal(size=1500) > 0.6).astype(int)
+    if kind == "histogram":
+        model = HistGradientBoostingClassifier(
+            max_iter=8, max_leaf_nodes=12, categorical_features=[1, 3], random_state=0
+        )
+    else:
+        types = {"feature_types": ["q", "c", "q", "c"], "enable_categorical": True}
+        model = XGBClassifier(n_estimators=8, max_depth=4, max_cat_to_onehot=1, n_jobs=1, **types)
+    model.fit(inputs, target)
+    trees, link = trees_of(model, 2)
+    rows = np.concatenate([inputs[:40], np.float32([[0, 4, 0, 1], [0.5, np.nan, -1, np.nan]])])
+    if kind == "histogram":
+        rows[-2, [1, 3]] = 7, 30  # never seen: it goes where the missing go
+        raw = model.decision_function(rows)
+    else:
+        raw = model.predict(rows, output_margin=True)
+    effects, margins = Paths(trees, 4).explain(rows)
+    assert trees.levels.any() and link == "logit" and np.abs(margins[:, 0] - raw).max() < 1e-5
+    if kind == "histogram":
+        rows[-2, [1, 3]] = np.nan
+    for row, effect in zip(rows, effects[:, :, 0], strict=True):
+        assert np.abs(shapley(trees, row, 4) - effect).max() < 1e-5
+
+
+def test_a_set_of_too_many_levels_is_asked():
+    r = np.random.default_rng(0)
+    levels = r.integers(0, 200, 4000).astype(np.float32)[:, None]
+    types = {"feature_types": ["c"], "enable_categorical": True}
+    model = XGBClassifier(n_estimators=2, n_jobs=1, **types).fit(levels, levels[:, 0] % 7 > 2)
+    with pytest.raises(NotExplicit, match="sets with levels from 63 on"):
+        trees_of(model, 2)
 
 
 MODELS = {
@@ -372,6 +484,19 @@ def changed(content, **arrays):
     return written.getvalue()
 
 
+def test_a_file_from_before_there_were_sets_is_read(kept):
+    import io
+
+    folder, contract = kept
+    file = dict(np.load(folder / FILE))
+    assert not file.pop("levels").any()
+    written = io.BytesIO()
+    np.savez(written, **file)
+    rows = check_rows(contract, [contract.example()]).columns
+    told, now = unpack(written.getvalue(), contract), explanation_of(folder)
+    assert np.array_equal(told.attribute(rows).values, now.attribute(rows).values)
+
+
 @pytest.mark.parametrize(
     ("arrays", "what"),
     [
@@ -383,6 +508,7 @@ def changed(content, **arrays):
         ({"feature": np.full(5, 99, np.int32)}, "not trees"),
         ({"value": np.zeros((2, 2))}, "not trees"),
         ({"left": np.zeros(0, np.int32)}, "not trees"),
+        ({"levels": np.zeros(3, np.uint64)}, "not trees"),
         ({"base": np.array([{}], dtype=object)}, "damaged"),
     ],
 )

@@ -7,12 +7,13 @@ __all__ = ['Conditions', 'conditions', 'Leaves', 'leaves_of', 'alone', 'add_up',
 
 # %% ../../nbs/explain/304_paths.ipynb #134d6685
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from .trees import Trees
+from .trees import ALL, LAST, Trees, no_sets
 from ..settings import Mistake
 
 # %% ../../nbs/explain/304_paths.ipynb #1f04afae
@@ -26,43 +27,48 @@ class Conditions:
     high: np.ndarray  # (entries,) float32: passes below
     missing: np.ndarray  # (entries,) bool: a missing value passes
     share: np.ndarray  # (entries,) of the training rows that pass
+    levels: np.ndarray = field(default_factory=no_sets)  # (entries,) uint64: the set that passes
 
 # %% ../../nbs/explain/304_paths.ipynb #4e9e9d14
-def _steps(trees: Trees, leaves: np.ndarray) -> list[np.ndarray]:
+def _steps(trees: Trees, leaves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     inner = np.flatnonzero(trees.feature >= 0)
     parent, is_left = np.full(len(trees.feature), -1), np.zeros(len(trees.feature), bool)
     parent[trees.left[inner]] = parent[trees.right[inner]] = inner
     parent[trees.right[inner]], is_left[trees.left[inner]] = inner, True
-    found, node, leaf = [], leaves, np.arange(len(leaves))
+    found, sets, node, leaf = [], [], leaves, np.arange(len(leaves))
     while len(node):
         above, left = parent[node], is_left[node]
         kept = above >= 0
         node, leaf, above, left = node[kept], leaf[kept], above[kept], left[kept]
-        low = np.where(left, -np.inf, trees.below[above])
-        high = np.where(left, trees.below[above], np.inf)
+        asked = trees.levels[above]
+        low = np.where(left | (asked > 0), -np.inf, trees.below[above])
+        high = np.where(left & (asked == 0), trees.below[above], np.inf)
+        sets.append(np.where(asked == 0, ALL, np.where(left, asked, ~asked)))
         cover = np.maximum(trees.cover[above], 1e-30)
         share = trees.cover[node] / cover
         ask = trees.feature[above]
         found.append(np.stack([leaf, ask, low, high, trees.missing_left[above] == left, share]))
         node = above
-    return found
+    return np.concatenate(found, axis=1), np.concatenate(sets)
 
 # %% ../../nbs/explain/304_paths.ipynb #11e01683
 def conditions(trees: Trees) -> Conditions:
     """What each leaf of `trees` asks, its nodes merged by input; leaves in the order of nodes."""
     leaves = np.flatnonzero(trees.feature < 0)
-    leaf, ask, low, high, missing, share = np.concatenate(_steps(trees, leaves), axis=1)
+    (leaf, ask, low, high, missing, share), sets = _steps(trees, leaves)
     inputs = int(trees.feature.max()) + 1
     key, place = np.unique(leaf * inputs + ask, return_inverse=True)
     lows, highs = np.full(len(key), -np.inf), np.full(len(key), np.inf)
     passes, shares = np.ones(len(key), bool), np.ones(len(key))
+    levels = np.full(len(key), ALL)
     np.maximum.at(lows, place, low)
     np.minimum.at(highs, place, high)
     np.logical_and.at(passes, place, missing > 0)
     np.multiply.at(shares, place, share)
+    np.bitwise_and.at(levels, place, sets)
     leaf, ask = np.divmod(key.astype(np.intp), max(inputs, 1))
     lows, highs = lows.astype(np.float32), highs.astype(np.float32)
-    return Conditions(leaf, ask, lows, highs, passes, np.maximum(shares, 1e-12))
+    return Conditions(leaf, ask, lows, highs, passes, np.maximum(shares, 1e-12), levels)
 
 # %% ../../nbs/explain/304_paths.ipynb #14405f11
 @dataclass(frozen=True)
@@ -80,11 +86,15 @@ class Leaves:
     value: np.ndarray  # (leaves,)
     output: np.ndarray  # (leaves,)
     place: np.ndarray  # (slots * leaves,) where each effect is added up
+    levels: np.ndarray | None  # (slots, leaves) uint64: the sets that pass; None: no sets
 
     def effects(self, row: np.ndarray, gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Each slot's effect (slots * leaves,), and which leaves the row reaches (leaves,)."""
         seen = row[self.feature]
         held = (seen >= self.low) & (seen < self.high)
+        if self.levels is not None:
+            codes = np.clip(np.nan_to_num(seen), 0, LAST).astype(np.uint64)
+            held &= (self.levels >> codes & np.uint64(1)) > 0
         if gaps.any():
             held |= self.missing & gaps[self.feature]
         passed = held.astype(np.float32)
@@ -120,7 +130,7 @@ def _group(
     nodes, weights = np.polynomial.legendre.leggauss((slots + 1) // 2)
     t, weight = ((nodes + 1) / 2).astype(np.float32), (weights / 2).astype(np.float32)
 
-    def fill(values: np.ndarray, rest: float, kind: type) -> np.ndarray:
+    def fill(values: np.ndarray, rest: Any, kind: type) -> np.ndarray:
         table: np.ndarray = np.full((slots, len(kept)), rest, kind)
         table[where] = values[here]
         return table
@@ -132,6 +142,7 @@ def _group(
         *(fill(asked.missing, True, bool), share, (1 - t)[None, :, None] * share[:, None]),
         *(t[None, :, None], weight[:, None] * value.astype(np.float32), value, output),
         (output * inputs + feature).ravel(),
+        fill(asked.levels, ALL, np.uint64) if trees.levels.any() else None,
     )
 
 # %% ../../nbs/explain/304_paths.ipynb #90431aa3
