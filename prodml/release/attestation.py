@@ -137,7 +137,7 @@ def attest(
     envelope.sign(CryptoSigner(key))
     return json.dumps(envelope.to_dict(), indent=1) + "\n"
 
-
+# %% ../../nbs/release/400_attestation.ipynb #84af9ee8
 def file_digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file in `folder`, by its path in it, the attestation left out."""
     files = sorted(p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
