@@ -4,6 +4,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from released import demo_lines
+
 from prodml.explain.making import save_explanation
 from prodml.gates.candidate import make_candidate
 from prodml.ini import parse_settings
@@ -11,22 +13,8 @@ from prodml.release.registry import open_registry
 from prodml.release.store import seal
 from prodml.verdict import GateResult, judge
 
-INI = """[project]
-name = credit demo
-jobs = 1
-[data]
-source = demo
-target = default
-positive = yes
-time = applied_on
-id = application_id
-until = 2024-09-01
-sensitive = sex, group
-drop = true_probability
-[model]
-candidates = linear, xgboost
-trials = 1
-[limits]
+INI = demo_lines("2024-09-01", "linear, xgboost", sensitive="sex, group")
+INI += """[limits]
 required = fairness
 [fairness]
 max_selection_rate_difference = 0.20

@@ -3,28 +3,15 @@
 import json
 from pathlib import Path
 
+from released import demo_lines
+
 from prodml.gates.candidate import make_candidate
 from prodml.ini import parse_settings
 from prodml.release.store import seal
 from prodml.verdict import GateResult, judge
 
-INI = """
-[project]
-name = credit demo
-jobs = 1
-[data]
-source = demo
-target = default
-positive = yes
-time = applied_on
-id = application_id
-until = 2024-07-01
-sensitive = sex
-drop = true_probability
-[model]
-candidates = linear
-trials = 1
-[limits]
+INI = demo_lines("2024-07-01")
+INI += """[limits]
 required = drift
 [drift]
 max_shift = 0.3

@@ -36,6 +36,16 @@ required = correctness
 """
 
 
+def demo_lines(until, candidates="linear", **data):
+    """Settings of a project of the demo's rows before `until`; `data` changes lines of `[data]`."""
+    lines = {"source": "demo", "target": "default", "positive": "yes", "time": "applied_on"}
+    lines |= {"id": "application_id", "until": until, "sensitive": "sex"}
+    lines |= {"drop": "true_probability"} | data
+    text = "\n".join(f"{key} = {value}" for key, value in lines.items())
+    head = "[project]\nname = credit demo\njobs = 1\n[data]\n"
+    return f"{head}{text}\n[model]\ncandidates = {candidates}\ntrials = 1\n"
+
+
 @dataclass
 class Released:
     """A release, the test part as a client sends it, and the notebook's answers to it."""

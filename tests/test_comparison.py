@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from processes import prodml
-from released import PASSED
+from released import PASSED, demo_lines
 from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import binom
@@ -199,23 +199,7 @@ def test_too_few_rows_and_one_class_are_inconclusive():
     assert compare_rivals(one, Compare(), least=50).result.verdict == "inconclusive"
 
 
-INI = """
-[project]
-name = credit demo
-[data]
-source = demo
-target = default
-positive = yes
-time = applied_on
-id = application_id
-sensitive = sex
-drop = true_probability
-until = {until}
-{since}
-[model]
-candidates = linear
-trials = 1
-[limits]
+INI = """[limits]
 required = correctness
 [compare]
 max_group_loss = 0.05
@@ -229,8 +213,8 @@ def two(tmp_path_factory):
     """(folder, stale release, fresh release) of one project."""
     folder = tmp_path_factory.mktemp("two")
     found = []
-    for until, since in (("2024-07-01", ""), ("2026-01-01", "since = 2025-09-01")):
-        text = INI.format(until=until, since=since)
+    for until, since in (("2024-07-01", {}), ("2026-01-01", {"since": "2025-09-01"})):
+        text = demo_lines(until, **since) + INI
         settings = parse_settings(text, folder / "settings.ini")
         (folder / "settings.ini").write_text(text)
         candidate = make_candidate(settings.folder / "candidates" / until, settings)

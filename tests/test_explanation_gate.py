@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from released import demo_lines
 from scipy.stats import binom, kendalltau
 
 from prodml.explain import audit as auditing
@@ -36,20 +37,11 @@ from prodml.report.run import run_report
 from prodml.verdict import Verdict
 from prodml.watch.monitor import look
 
-DEMO = """
-[data]
-source = demo
-target = default
-positive = yes
-time = applied_on
-id = application_id
-until = 2025-01-01
-sensitive = sex, group
-drop = true_probability
-[model]
-candidates = {kind}
-trials = 1
-"""
+
+def demo(kind="linear", until="2025-01-01"):
+    return demo_lines(until, kind, sensitive="sex, group")
+
+
 LIMITS = """
 [explanation]
 max_additivity_gap = 0.001
@@ -81,7 +73,7 @@ def limited(o, text):
 
 @pytest.fixture(scope="module")
 def linear(tmp_path_factory):
-    return made(tmp_path_factory.mktemp("linear"), DEMO.format(kind="linear") + LIMITS)
+    return made(tmp_path_factory.mktemp("linear"), demo() + LIMITS)
 
 
 def sizes(many):
@@ -197,7 +189,7 @@ def test_a_good_account_passes_and_tells_what_is_heard(linear):
 
 def test_the_account_of_another_model_is_found_out(linear, tmp_path):
     """It adds up, and not to this model's answers: the file of another candidate put in place."""
-    other = made(tmp_path, DEMO.format(kind="xgboost").replace("2025-01-01", "2024-05-01"))
+    other = made(tmp_path, demo("xgboost", "2024-05-01"))
     lent = Audit(linear.audit.evidence)
     lent.__dict__["explanation"] = replace(
         other.audit.explanation, contract=linear.audit.evidence.contract
@@ -334,7 +326,7 @@ def test_the_report_passes_fails_and_breaks_down_honestly(linear, tmp_path):
 
 def test_a_monitor_that_is_asked_to_watches_the_reasons(tmp_path):
     """The demo's shifted debts of 2025 are seen by the look that covers them."""
-    text = DEMO.format(kind="linear") + "[explanation]\nmax_attribution_shift = 0.15\n"
+    text = demo() + "[explanation]\nmax_attribution_shift = 0.15\n"
     text += "[limits]\nrequired = explanation\n"
     text += "[monitor]\npredictions = demo\nperiod = 1MS\nlooks = 12\nreports = explanation\n"
     (tmp_path / "settings.ini").write_text(text)

@@ -14,7 +14,7 @@ import typer
 from listeners import hook
 from monitored import monitored
 from processes import prodml
-from released import PASSED
+from released import PASSED, demo_lines
 
 from prodml.commands import change as commands
 from prodml.gates.candidate import make_candidate, silent
@@ -32,22 +32,8 @@ from prodml.watch.monitor import look
 from prodml.watch.policy import Decision
 from prodml.watch.retrain import Retrained, labelled_rows, retrain
 
-INI = """
-[project]
-name = credit demo
-[data]
-source = demo
-target = default
-positive = yes
-time = applied_on
-id = application_id
-until = 2024-07-01
-sensitive = sex
-drop = true_probability, group
-[model]
-candidates = linear
-trials = 1
-[limits]
+INI = demo_lines("2024-07-01", drop="true_probability, group")
+INI += """[limits]
 required = correctness
 [correctness]
 min_roc_auc = 0.60
