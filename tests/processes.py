@@ -12,6 +12,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from services import absent
+
 BIN = Path(sys.executable).parent
 
 
@@ -82,12 +84,22 @@ def plain_server(folder, log):
 
 def environment(place, packages):
     """The Python of the virtual environment at `place` with `packages`, made unless it is there."""
-    python = Path(place) / "bin" / "python"
-    if not (Path(place) / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
-        (Path(place) / "ready").touch()
+    python, ready = Path(place) / "bin" / "python", Path(place) / "ready"
+    if not ready.exists():
+        make = [BIN / "uv", "venv", "-q", "--clear", "--python", sys.executable, place]
+        subprocess.run(make, check=True)
+        install = [BIN / "uv", "pip", "install", "-q", "--python", python, *packages]
+        subprocess.run(install, check=True, timeout=900)
+        ready.touch()
     return python
+
+
+def required(place, packages):
+    """`environment`, for a test, which is absent where it cannot be made."""
+    try:
+        return environment(place, packages)
+    except subprocess.CalledProcessError as error:
+        absent(f"{' '.join(map(str, packages))} cannot be installed: {error}")
 
 
 def beside(place, packages):
@@ -95,7 +107,7 @@ def beside(place, packages):
 
     For what cannot live beside our own versions of something: theirs are found first.
     """
-    python = environment(place, packages)
+    python = required(place, packages)
     site = next(Path(place).glob("lib/python3*/site-packages"))
     behind = [p for p in sys.path if p.endswith("site-packages")]
     root = Path(__file__).resolve().parents[1]

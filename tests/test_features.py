@@ -18,10 +18,10 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from processes import BIN, free_port, post, server
+from processes import BIN, free_port, post, required, server
 from redis.exceptions import RedisError
 from released import released, told
-from services import absent, redis_server, running
+from services import redis_server, running
 
 from prodml.serve.app import create_app
 from prodml.serve.build import checks, render_service
@@ -49,11 +49,7 @@ def redis(tmp_path_factory):
 def dynamo(tmp_path_factory):
     """The URL of a table in moto's server, which lives in an environment of its own."""
     folder, port = tmp_path_factory.mktemp("moto"), free_port()
-    made = subprocess.run([sys.executable, "-m", "venv", folder / "venv"], capture_output=True)
-    wanted = ["moto[dynamodb]>=5.1", "flask", "flask-cors"]
-    pip = [folder / "venv/bin/pip", "install", "-q", "--disable-pip-version-check", *wanted]
-    if made.returncode or subprocess.run(pip, capture_output=True).returncode:
-        absent("moto cannot be installed")
+    required(folder / "venv", ["moto[dynamodb]>=5.1", "flask", "flask-cors"])
     command = [folder / "venv/bin/moto_server", "-H", "127.0.0.1", "-p", port]
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     with pytest.MonkeyPatch.context() as patch, running(command, port, folder / "log"):

@@ -21,9 +21,8 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from processes import free_port, prodml, server
+from processes import free_port, prodml, required, server
 from released import FAILED, INI, released, sealed, told
-from services import absent
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -348,12 +347,7 @@ def test_the_folder_holds_what_it_needs_and_no_more(folder, small):
 @pytest.mark.slow
 def test_its_requirements_are_all_it_needs(small, folder, tmp_path):
     """In an environment of `requirements.txt` and nothing else, the runtime client is answered."""
-    made = subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], capture_output=True)
-    python = tmp_path / "venv/bin/python"
-    wanted = ["-r", folder / "requirements.txt", "--no-deps"]
-    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted]
-    if made.returncode or subprocess.run(pip, capture_output=True).returncode:
-        absent("the requirements of the function cannot be installed")
+    python = required(tmp_path / "venv", ["-r", folder / "requirements.txt", "--no-deps"])
     for _ in range(2):  # once more with the code compiled
         with function(folder, python, tmp_path / "log") as (interface, kind, said, seconds):
             assert kind == "asks", (said, (tmp_path / "log").read_text()[-2000:])

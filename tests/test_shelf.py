@@ -9,7 +9,7 @@ from dataclasses import replace
 import fsspec
 import pytest
 from processes import beside, free_port
-from services import absent, running
+from services import running
 from test_registry import ME, around, fork, registered
 from test_release import GOOD, candidate
 
@@ -219,18 +219,10 @@ def told(python, url, place, env):
     )
 
 
-def client(folder, packages):
-    """The Python of an environment with `packages`; a test that cannot have it says so."""
-    try:
-        return beside(folder, packages)
-    except subprocess.CalledProcessError:
-        absent(f"{', '.join(packages)} cannot be installed")
-
-
 @pytest.mark.slow
 def test_on_s3(tmp_path):
-    python, port = client(tmp_path / "client", ["s3fs>=2026.1"]), free_port()
-    server = client(tmp_path / "moto", ["moto[s3]>=5.1", "flask", "flask-cors"])
+    python, port = beside(tmp_path / "client", ["s3fs>=2026.1"]), free_port()
+    server = beside(tmp_path / "moto", ["moto[s3]>=5.1", "flask", "flask-cors"])
     env = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     env |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
     command = [server.parent / "moto_server", "-H", "127.0.0.1", "-p", port]
@@ -244,7 +236,7 @@ def test_on_s3(tmp_path):
 @pytest.mark.slow
 def test_on_google_cloud_storage(tmp_path):
     python, port = (
-        client(tmp_path / "client", ["gcsfs>=2026.1", "gcp-storage-emulator"]),
+        beside(tmp_path / "client", ["gcsfs>=2026.1", "gcp-storage-emulator"]),
         free_port(),
     )
     env = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}"}
