@@ -30,7 +30,7 @@ LEFT_OUT = ("[monitor]", "[retrain]", "[behaviour.")  # what was sure of the wor
 
 
 def changed(text):
-    """The demo's settings, where the log is kept and the monitor's day is a few seconds long."""
+    """The demo's settings, the log kept, a monitor's day of a few seconds, less to be made twice."""
     kept, skip = [], False
     for line in text.splitlines():
         if line.startswith("["):
@@ -38,6 +38,8 @@ def changed(text):
         if not skip:
             kept.append(line)
     text = "\n".join(kept).replace(";log = predictions", "log = predictions")
+    text = text.replace("[limits]", "[limits]\nrequired = correctness, drift")
+    text = text.replace("candidates = linear, forest, xgboost", "candidates = linear")
     text = text.replace("source = demo ", "source = rows.csv\nsince = 2024-07-01 ")
     return text + SETTINGS
 
