@@ -10,6 +10,13 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """How many share the whole suite; 0 for tests that are named, which start sooner in one."""
+    named = any(Path(one.partition("::")[0]).is_file() for one in config.args)
+    return 0 if named or config.option.keyword else max(2, min(4, os.cpu_count() or 1))
+
+
 @pytest.fixture(scope="session")
 def data():
     """The folder of real data sets; a test that needs it is skipped where there is none."""
