@@ -3,6 +3,7 @@
 serve -> log -> outcomes -> monitor -> retrain -> compare -> promote -> hot swap -> monitor.
 """
 
+import itertools
 import json
 import threading
 import time
@@ -30,7 +31,7 @@ LEFT_OUT = ("[monitor]", "[retrain]", "[behaviour.")  # what was sure of the wor
 
 
 def changed(text):
-    """The demo's settings, the log kept, a monitor's day of a few seconds, less to be made twice."""
+    """The demo's settings: the log kept, a monitor's day of a few seconds, little made twice."""
     kept, skip = [], False
     for line in text.splitlines():
         if line.startswith("["):
@@ -108,12 +109,13 @@ def test_a_model_is_watched_replaced_and_watched_again(project, tmp_path):
     failures, stop = [], threading.Event()
 
     def ask_all_the_time(url):
-        row = json.loads(calm[features].iloc[:1].to_json(orient="records"))[0]
-        while not stop.is_set():
+        rows = late.tail(4000).sample(frac=1, random_state=0)  # one row again and again would drift
+        for row in itertools.cycle(json.loads(rows[features].to_json(orient="records"))):
             status, answer = post(f"{url}/predict", row)
             if status != 200:
                 failures.append(answer)
-            time.sleep(0.02)
+            if stop.wait(0.02):
+                return
 
     command = [BIN / "prodml", "serve", "--port", port]
     with server(command, port, tmp_path / "serve.log", cwd=place) as url:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from cards import filled
 from conftest import ROOT
@@ -142,10 +143,18 @@ REAL = {
 }
 
 
+def part_of(table, place):
+    """A file in `place` of 10,000 rows of `table`, in their order: for what is run in full, too."""
+    rows = pd.read_csv(table).sample(10_000, random_state=0).sort_index()
+    rows.to_csv(place / table.name, index=False)
+    return place / table.name
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_table_goes_through(name, data, tmp_path):
     file, options = REAL[name]
     table = data / f"{file}.csv.gz"
+    table = part_of(table, tmp_path) if name == "education" else table
     made = prodml("new", name, "--data", table, *options.split(), cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     process = prodml("run", "--json", cwd=tmp_path / name)
