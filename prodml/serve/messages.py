@@ -18,7 +18,7 @@ from .tensors import KINDS, input_tensors, output_tensors
 # %% ../../nbs/serve/512_messages.ipynb #6392ba30
 FAILURES: Mapping[str, tuple[int, str]] = {
     "not_json": (400, "The body is not JSON."),
-    "too_deep": (400, "The body holds trees where rows are wanted."),
+    "too_deep": (400, "The body is nested too deeply; a row is an object of column names and values."),
     "duplicate_key": (400, "A row names a column twice."),
     "not_arrow": (400, "The body is no whole Arrow IPC stream."),
     "wrong_form": (400, "The body is JSON, CSV or tensors, but not of the form that is asked for."),
@@ -28,6 +28,7 @@ FAILURES: Mapping[str, tuple[int, str]] = {
     "unauthorized": (401, "No bearer token came with the request, or none that is known."),
     "no_such_path": (404, "There is no such path, model or version."),
     "wrong_method": (405, "The path takes another method; the header Allow names it."),
+    "slow_head": (408, "The head of the request did not arrive in time."),
     "slow_body": (408, "The body did not arrive within the time-out; send it again."),
     "body_too_large": (413, "The body has more bytes than are taken."),
     "too_many_rows": (413, "There are more rows than are answered at a time."),
@@ -42,6 +43,7 @@ FAILURES: Mapping[str, tuple[int, str]] = {
     "bad_outcome": (422, "An outcome has no good id, label or time."),
     "rows_refused": (422, "Rows break the contract; none was scored, and each problem is told."),
     "internal": (500, "The service failed; its log says why, the answer does not."),
+    "head_too_large": (431, "The head of the request has more bytes than are taken."),
     "too_often": (429, "The client asks more often than it may; wait for Retry-After seconds."),
     "no_log": (409, "No predictions are logged, so outcomes have nothing to join."),
     "no_explanation": (501, "The release in service was made without explanations."),
