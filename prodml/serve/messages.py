@@ -18,7 +18,7 @@ from .tensors import KINDS, input_tensors, output_tensors
 # %% ../../nbs/serve/512_messages.ipynb #6392ba30
 FAILURES: Mapping[str, tuple[int, str]] = {
     "not_json": (400, "The body is not JSON."),
-    "too_deep": (400, "The body is nested too deeply; a row is an object of column names and values."),
+    "too_deep": (400, "The body is nested too deeply; send an object of names and values."),
     "duplicate_key": (400, "A row names a column twice."),
     "not_arrow": (400, "The body is no whole Arrow IPC stream."),
     "wrong_form": (400, "The body is JSON, CSV or tensors, but not of the form that is asked for."),
@@ -33,10 +33,7 @@ FAILURES: Mapping[str, tuple[int, str]] = {
     "body_too_large": (413, "The body has more bytes than are taken."),
     "too_many_rows": (413, "There are more rows than are answered at a time."),
     "wrong_media": (415, "The body is of a media type that is not taken."),
-    "arrow_compressed": (
-        415,
-        "The batches of an Arrow stream are compressed; gzip the body instead.",
-    ),
+    "arrow_compressed": (415, "An Arrow stream holds compressed batches; gzip the body instead."),
     "arrow_type": (415, "A column of an Arrow stream is neither of numbers nor of texts."),
     "wrong_encoding": (415, "The body is encoded; send it as it is, or as gzip."),
     "not_outcomes": (400, "The body is no outcome, and no list of them."),
@@ -47,10 +44,7 @@ FAILURES: Mapping[str, tuple[int, str]] = {
     "too_often": (429, "The client asks more often than it may; wait for Retry-After seconds."),
     "no_log": (409, "No predictions are logged, so outcomes have nothing to join."),
     "no_explanation": (501, "The release in service was made without explanations."),
-    "overloaded": (
-        503,
-        "There are too many requests in hand; come back after Retry-After seconds.",
-    ),
+    "overloaded": (503, "Too many requests are in hand; come back after Retry-After seconds."),
     "too_slow": (503, "The answer took too long; come back later, or with fewer rows."),
     "busy": (503, "Too many outcomes wait to be written; come back after Retry-After seconds."),
     "store_unavailable": (503, "The store of features does not answer; give all features."),
