@@ -144,6 +144,19 @@ def test_no_shift_is_seldom_taken_for_one(weeks):
     assert wrong <= binom.ppf(0.999, repeats, 0.05), wrong
 
 
+def test_parts_drawn_at_random_from_weeks_that_differ_are_not_widened_and_seldom_differ():
+    wrong, repeats = 0, 200
+    for seed in range(repeats):
+        r = np.random.default_rng(seed)
+        rows = r.normal(size=(3000, 4)) + np.repeat(r.normal(size=(10, 4)), 300, axis=0)
+        mixed = r.permutation(3000)
+        parts = (told_of(rows[np.sort(part)]) for part in (mixed[:1500], mixed[1500:]))
+        table = attribution_shift(*parts, ordered=False)
+        assert (table["high"] - table["low"] < 0.2).all()
+        wrong += bool(((table["low"] > 0) | (table["high"] < 0)).any())
+    assert wrong <= binom.ppf(0.999, repeats, 0.05), wrong
+
+
 def test_all_intervals_of_all_looks_hold_together():
     wrong, repeats = 0, 200
     for seed in range(repeats):

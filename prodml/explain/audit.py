@@ -216,7 +216,8 @@ def shifts(audit: Audit, current: Current | None = None) -> pd.DataFrame:
     test = told(e.test.features, SHIFT_ROWS)
     if current is None:
         chosen_on = make_table(e.contract, e.parts.validation).features
-        return attribution_shift(told(chosen_on, SHIFT_ROWS), test, alpha=asked.alpha)
+        known, by_time = told(chosen_on, SHIFT_ROWS), bool(e.settings.data.time)
+        return attribution_shift(known, test, alpha=asked.alpha, ordered=by_time)
     now = told(current.features, 2 * SHIFT_ROWS)
     windows = current.windows[audit.spread(len(current.features), 2 * SHIFT_ROWS)]
     return attribution_shift(test, now, windows, asked.looks, asked.alpha)

@@ -39,18 +39,20 @@ def attribution_shift(
     windows: np.ndarray | None = None,
     looks: int = 1,
     alpha: float = 0.05,
+    ordered: bool = True,
 ) -> pd.DataFrame:
     """The shift of each column's mean contribution, in standard deviations of the known margin.
 
     Columns: column, output, look (-1: all rows), shift, low, high, rows. `windows` (rows,) are
-    the looks of `now`; both are in the order of time. Intervals are simultaneous.
+    the looks of `now`; both are in the order of time, unless they are not `ordered`: drawn at
+    random from the same rows. Intervals are simultaneous.
     """
     place = np.zeros(len(now.values), int) if windows is None else windows
     every = [int(look) for look in np.unique(place)]
     every = [-1] if len(every) == 1 else [-1, *every]
     spread = known.margin.std(axis=0, ddof=min(1, len(known.margin) - 1))  # of one row: 0
     scale = np.where(spread > 0, spread, np.nan)
-    wide = dispersion(known.values)
+    wide = dispersion(known.values) if ordered else np.ones(known.values.shape[1:])
     share = alpha / (max(looks, len(every)) + (len(every) > 1)) / known.values[0].size
     rows = []
     for look in every:
