@@ -32,7 +32,9 @@ ASKED: Mapping[str, Asked] = {
     "users": Asked("Users", "who works with its answers"),
     "out_of_scope": Asked("Out of scope", "what it must not be used for"),
     "factors": Asked("Factors", "the groups and circumstances that matter, and why"),
-    "origin": Asked("Origin of the data", "where the rows come from, and what the target stands for"),
+    "origin": Asked(
+        "Origin of the data", "where the rows come from, and what the target stands for"
+    ),
     "ethics": Asked("Risks and harms", "who may be harmed, how, and what is done about it"),
     "caveats": Asked("Caveats", "what is not known of it, and what is advised"),
 }
