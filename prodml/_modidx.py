@@ -2450,6 +2450,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'prodml.watch.monitor.reports_for': ('watch/monitor.html#reports_for', 'prodml/watch/monitor.py'),
                                       'prodml.watch.monitor.silent': ('watch/monitor.html#silent', 'prodml/watch/monitor.py')},
             'prodml.watch.news': { 'prodml.watch.news._answered': ('watch/news.html#_answered', 'prodml/watch/news.py'),
+                                   'prodml.watch.news._apart': ('watch/news.html#_apart', 'prodml/watch/news.py'),
                                    'prodml.watch.news._check_asked': ('watch/news.html#_check_asked', 'prodml/watch/news.py'),
                                    'prodml.watch.news._cut': ('watch/news.html#_cut', 'prodml/watch/news.py'),
                                    'prodml.watch.news._due': ('watch/news.html#_due', 'prodml/watch/news.py'),

@@ -354,6 +354,9 @@ def test_every_lack_is_a_sentence_that_says_what_would_be_right(logged, tmp_path
         assert word in said(changed, as_of="2024-09-20"), content
     table.write_text("application_id,default\n")  # nothing is decided yet
     assert arrive(changed, release, as_of="2024-09-20")[0].waiting["0"].startswith("0% of its rows")
+    table.write_text("application_id,default\n7,yes\n8,no\n")  # of other rows
+    waits = arrive(changed, release, as_of="2024-09-20")[0].waiting["0"]
+    assert "such as 'SYN-" in waits and waits.endswith("here and '7' there")
     one_here(settings, release, "2024-09-20")
     assert "keep its log" in said(settings, as_of="2024-12-20")
     assert "first one only" in said(settings, as_of="2024-12-20", since="2024-01-01")

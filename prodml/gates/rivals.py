@@ -55,6 +55,9 @@ def new_to_both(frame: pd.DataFrame, champion: Evidence, challenger: Evidence) -
         rows, data = learned(one), one.settings.data
         names = [name for name in frame.columns if name in rows.columns]
         met = np.isin(row_keys(frame, names), row_keys(rows, names))
+        key = [name for name in (data.id, data.time) if name in names]
+        if data.id in key and not rows.duplicated(key).any():
+            met |= np.isin(row_keys(frame, key), row_keys(rows, key))
         proof = {data.id, data.time} & {*names}
         if met.any() and (proof or met.mean() > MOST_TWINS):
             what = f"the {role} {one.folder.name} has learned from {int(met.sum())} of these rows"

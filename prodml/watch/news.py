@@ -119,13 +119,14 @@ def _judge(
     settings: Settings, contract: Contract, rows: pd.DataFrame, log: str, now: Any
 ) -> tuple[pd.DataFrame, list[int], dict[str, str]]:
     """The outcomes of the windows that can be judged, these windows, and what the others await."""
-    known = known_outcomes(settings, contract, log, now)
+    known, apart = known_outcomes(settings, contract, log, now), ""
     found = pd.DataFrame({"row": rows["(row)"], "window": rows["(window)"]})
     if known is None:
         found = found.assign(target=outcomes(contract, rows), came=pd.NaT)
     else:
         if "(id)" not in rows:
             raise Mistake("outcomes are joined by id, and the rows have none: name [data] id")
+        apart = _apart(rows["(id)"], known["(id)"])
         known = known.drop(columns=[n for n in known if n in rows and n != "(id)"])
         found = found.assign(**{"(id)": rows["(id)"]}).merge(known, "left", "(id)")
     least = settings.limits.performance.get("min_label_coverage", 0.8)
@@ -135,12 +136,21 @@ def _judge(
         if due > now:
             waiting[str(window)] = f"open until {_told(due)[:10]}"
         elif share < least:
-            waiting[str(window)] = f"{share:.0%} of its rows have an outcome, {least:.0%} are asked"
+            few = f"{share:.0%} of its rows have an outcome, {least:.0%} are asked"
+            waiting[str(window)] = few + apart
         else:
             judged.append(int(str(window)))
     kept = found[found["window"].isin(judged) & found["target"].notna()]
     kept = kept.assign(came=kept["came"].astype("datetime64[us]"))
     return kept.drop(columns=["window", "(id)"], errors="ignore"), judged, waiting
+
+
+def _apart(asked: pd.Series, known: pd.Series) -> str:
+    """What is said where not one of the ids that are `asked` for is `known`, but others are."""
+    if not len(asked) or not len(known) or asked.isin(known).any():
+        return ""
+    told = f"such as {asked.iloc[0]!r} here and {known.iloc[0]!r} there"
+    return f"; none of its ids is one of the outcomes, {told}"
 
 
 def _due(end: Any, settings: Settings) -> Any:
