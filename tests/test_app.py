@@ -7,18 +7,22 @@ import json
 import re
 import threading
 import time
+from functools import partial
 
 import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import ROOT
+from small import even_chances, small_contract
 
 from prodml.contract import CODES, Column, Contract
 from prodml.serve.app import App, close_app
 from prodml.serve.guard import SHORTEST, Guard, gentle
 from prodml.serve.messages import FAILURES
-from prodml.serve.scorer import Scorer
+from prodml.serve.scorer import Scorer, score
+from prodml.serve.single import Single
+from prodml.serve.together import ROUNDS, Together
 from prodml.serve.wire import Unanswerable, inflate
 from prodml.settings import Mistake, Serve
 
@@ -481,3 +485,62 @@ def test_a_signal_after_the_loop_has_ended_still_ends_the_process():
 
     asyncio.run(made())()
     assert closed == [True]
+
+
+# Rows that come together.
+
+
+class Asked(Together):
+    """One that remembers how many rows it asked about at once, in which round of the loop."""
+
+    def __init__(self):
+        contract = small_contract()
+        super().__init__(partial(score, even_chances(contract)), Single(contract))
+        self.sizes = []
+
+    def settle(self, waiting):
+        self.sizes.append(len(waiting))
+        super().settle(waiting)
+
+
+async def come(together, rounds):
+    """Nothing; a row comes in each of the `rounds` of the loop, and all were answered."""
+    row = together.single.read(b'{"age": 30, "job": "clerk"}')
+    tasks = []
+    for many in rounds:
+        tasks += [asyncio.create_task(together.answer(row)) for _ in range(many)]
+        await asyncio.sleep(0)
+    replies = await asyncio.gather(*tasks)
+    assert len(replies) == sum(rounds) and {reply.status for reply in replies} == {200}
+
+
+@pytest.mark.parametrize(
+    "rounds, sizes",
+    [
+        ([1], [1]),  # alone
+        ([8], [8]),
+        ([2, 3, 1], [6]),  # each round brought more
+        ([1, 0, 0, 0, 1], [1, 1]),  # long after each other
+        ([4, 0, 0, 0, 2, 1], [4, 3]),
+    ],
+)
+def test_rows_wait_while_each_round_of_the_loop_brings_more(rounds, sizes):
+    together = Asked()
+    asyncio.run(come(together, rounds))
+    assert together.sizes == sizes
+
+
+def test_who_had_company_lately_waits_a_round_for_it_and_who_had_none_does_not():
+    together = Asked()
+    asyncio.run(come(together, [1, 1, 0, 0, 0, 0]))
+    assert together.sizes == [1, 1], "the first was alone, and was asked about at once"
+    together = Asked()
+    together.lately = 8
+    asyncio.run(come(together, [1, 1, 0, 0, 0, 0]))
+    assert together.sizes == [2] and together.lately == 2
+
+
+def test_an_endless_stream_of_rows_makes_nobody_wait_for_long():
+    together = Asked()
+    asyncio.run(come(together, [1, *[2] * 100]))
+    assert max(together.sizes) <= 2 * ROUNDS + 3 and len(together.sizes) >= 5

@@ -11,6 +11,7 @@ import json
 import math
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -55,6 +56,15 @@ class Ruler:
             numbers = values.astype(np.float32, copy=False)
         codes = self.edges.searchsorted(numbers, side="left")
         return np.where(np.isfinite(numbers), codes, self.size - 1)
+
+    def count(self, values: np.ndarray) -> np.ndarray:
+        """How many of `values` are in each bin, shape (bins,), of int64."""
+        if not self.place_of:
+            return np.bincount(self.place(values), minlength=self.size)
+        found = np.zeros(self.size, np.int64)
+        for level, many in Counter(values.tolist()).items():
+            found[self.place_of[level]] += many
+        return found
 
 
 def make_ruler(bins: Mapping[str, Any]) -> Ruler:
@@ -142,15 +152,15 @@ SCORES = np.arange(1, 21) / 20  # upper ends of the bins of a probability
 def count(reference: Reference, batch: Batch) -> np.ndarray:
     """The rows of `batch` in each bin of `reference`, shape (bins of all columns,)."""
     columns = {**batch.columns, PREDICTION: answers(batch.contract, batch.prediction)}
-    codes = {n: r.place(columns[n]) for n, r in reference.rulers.items() if n in columns}
-    for row, problem in batch.problems:
-        if problem.column in codes and problem.code in ("missing", "unseen_level"):
-            last = reference.rulers[problem.column].size - 1
-            codes[problem.column][row] = last - (problem.code == "unseen_level")
-    if not codes:
-        return np.zeros(reference.counts.shape[1], np.int64)
-    flat = np.concatenate([part + reference.starts[name] for name, part in codes.items()])
-    return np.asarray(np.bincount(flat, minlength=reference.counts.shape[1]))
+    found = np.zeros(reference.counts.shape[1], np.int64)
+    for name in reference.rulers.keys() & columns.keys():
+        reference.part(name, found)[:] = reference.rulers[name].count(columns[name])
+    for row, problem in batch.problems:  # the model saw something else than what was asked
+        if problem.column in reference.rulers and problem.code in ("missing", "unseen_level"):
+            ruler, bins = reference.rulers[problem.column], reference.part(problem.column, found)
+            bins[ruler.place(columns[problem.column][row : row + 1])] -= 1
+            bins[ruler.size - 1 - (problem.code == "unseen_level")] += 1
+    return found
 
 
 def answers(contract: Contract, prediction: np.ndarray) -> np.ndarray:

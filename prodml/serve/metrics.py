@@ -17,8 +17,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set, Sized
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -39,7 +40,7 @@ from ..settings import Serve
 STAGES = ("parse", "validate", "predict", "explain", "log", "encode", "whole")
 
 
-class Visit(NamedTuple):
+class Visit(msgspec.Struct, frozen=True, gc=False):
     """A request that has ended."""
 
     path: str
@@ -67,13 +68,12 @@ class Metrics:
 
     def end(self, visit: Visit) -> None:
         """Nothing; a request was answered. A path that is not known is `other`."""
-        path, status, code, seconds, counts = visit
-        key = (path if path in self.paths else "other", status)
+        key = (visit.path if visit.path in self.paths else "other", visit.status)
         self.requests[key] = self.requests.get(key, 0) + 1
-        self.observe("whole", seconds)
-        if code:
-            self.refusals[code] += 1
-            self.problems.update({(c, "refused"): n for c, n in counts.items()})
+        self.observe("whole", visit.seconds)
+        if visit.code:
+            self.refusals[visit.code] += 1
+            self.problems.update({(c, "refused"): n for c, n in visit.counts.items()})
 
     def take(self, batch: Batch) -> None:
         """Nothing; counts the rows of `batch` and what was unusual in them."""

@@ -109,12 +109,12 @@ def log_fields(contract: Contract) -> Fields:
 
 def log_columns(batch: Batch) -> dict[str, Values]:
     """The rows of `batch` in the columns of `log_fields`."""
-    problems = [""] * len(batch.ids)
+    contract, rows = batch.contract, len(batch.ids)
+    problems = [""] * rows
     for row, problem in batch.problems:
         told = f"{problem.column}:{problem.code}" if problem.column else problem.code
         problems[row] += "; " * bool(problems[row]) + told
-    contract, rows = batch.contract, len(batch.ids)
-    of = [batch.release] * rows, [batch.arm] * rows, problems
+    of = batch.release, batch.arm, problems if batch.problems else ""
     seen = [batch.columns[column.name] for column in contract.features]
     answers = batch.prediction.reshape(rows, -1).T
     return dict(zip(log_fields(contract), (batch.ids, batch.at, *of, *seen, *answers), strict=True))

@@ -24,11 +24,14 @@ import numpy as np
 
 # %% ../../nbs/serve/518_segments.ipynb #40514ffa
 Fields = Mapping[str, str]  # name of a column: text, number or real
-Values = np.ndarray | Sequence[str]
+Values = np.ndarray | Sequence[str]  # a text by itself stands in every row
 
 
-def _laid_out(values: Values) -> list[Any]:
+def _laid_out(values: Values, rows: int) -> list[Any]:
     """The Arrow buffers of a column without nulls."""
+    if isinstance(values, str):
+        one = values.encode("utf-8", "replace")
+        return [None, np.arange(rows + 1, dtype=np.int32) * len(one), one * rows]
     if isinstance(values, np.ndarray) and values.dtype != object:
         return [None, np.ascontiguousarray(values)]
     data = "".join(values).encode("utf-8", "replace")
@@ -48,7 +51,7 @@ def encode(fields: Fields, columns: Mapping[str, Values], start: bool) -> bytes:
     kinds = {"text": arrow.string(), "number": arrow.float64(), "real": arrow.float32()}
     rows = len(next(iter(columns.values())))
     parts = [
-        arrow.c_array_from_buffers(kinds[kind], rows, _laid_out(columns[name]))
+        arrow.c_array_from_buffers(kinds[kind], rows, _laid_out(columns[name], rows))
         for name, kind in fields.items()
     ]
     schema = arrow.struct({name: kinds[kind] for name, kind in fields.items()})

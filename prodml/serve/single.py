@@ -7,7 +7,7 @@ __all__ = ['LONGEST_ID', 'EXACT', 'client_ids', 'value_type', 'OneRow', 'row_rea
 
 # %% ../../nbs/serve/527_single.ipynb #01f2dca2
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -43,7 +43,7 @@ def value_type(column: Column) -> Any:
     return kind | None if column.nullable and kind is not None else kind
 
 # %% ../../nbs/serve/527_single.ipynb #ad0c029f
-class OneRow(NamedTuple):
+class OneRow(msgspec.Struct, frozen=True, gc=False):
     """A row with nothing unusual in it."""
 
     numbers: tuple[float | None, ...]

@@ -39,7 +39,7 @@ def replies(whole: Answered) -> list[Reply]:
 
 # %% ../../nbs/serve/537_together.ipynb #ec8c5075
 Waiting = tuple[OneRow, "asyncio.Future[Reply]"]
-ROUNDS = 3  # of the event loop, by which a question may be put off
+ROUNDS = 16  # of the event loop, by which a question may be put off
 
 
 class Together:
@@ -50,7 +50,8 @@ class Together:
     ) -> None:
         self.door, self.single, self.in_hand, self.timers = door, single, in_hand, timers
         self.waiting: list[Waiting] = []
-        self.rounds = ROUNDS
+        self.rounds = self.seen = 0  # of the loop, and rows in the last of them
+        self.lately = 1  # rows that were last asked about together
 
     async def answer(self, row: OneRow) -> Reply:
         """The reply to one row with nothing unusual in it. Raises what the door raises."""
@@ -61,13 +62,20 @@ class Together:
         self.waiting.append((row, found))
         return await found
 
+    def puts_off(self) -> bool:
+        """Whether what waits should wait for another round, as this one brought more."""
+        many = len(self.waiting)
+        company = max(many, self.lately, len(self.in_hand)) > 1
+        came, self.seen, self.rounds = many > self.seen, many, self.rounds + 1
+        return came and company and self.rounds <= ROUNDS
+
     def ask(self) -> None:
-        """Nothing; all that waits is answered, now or when those on their way have come."""
-        if self.rounds and len(self.waiting) < len(self.in_hand):
-            self.rounds -= 1
+        """Nothing; all that waits is answered, now or when no more come."""
+        if self.puts_off():
             asyncio.get_running_loop().call_soon(self.ask)
             return
-        waiting, self.waiting, self.rounds = self.waiting, [], ROUNDS
+        waiting, self.waiting = self.waiting, []
+        self.lately, self.seen, self.rounds = len(waiting), 0, 0
         self.settle(waiting)
 
     def settle(self, waiting: Sequence[Waiting]) -> None:
