@@ -535,9 +535,9 @@ def test_who_had_company_lately_waits_a_round_for_it_and_who_had_none_does_not()
     asyncio.run(come(together, [1, 1, 0, 0, 0, 0]))
     assert together.sizes == [1, 1], "the first was alone, and was asked about at once"
     together = Asked()
-    together.lately = 8
+    together.patience.lately = 8
     asyncio.run(come(together, [1, 1, 0, 0, 0, 0]))
-    assert together.sizes == [2] and together.lately == 2
+    assert together.sizes == [2] and together.patience.lately == 2
 
 
 def test_an_endless_stream_of_rows_makes_nobody_wait_for_long():
