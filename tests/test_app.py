@@ -188,6 +188,7 @@ def test_what_is_well_formed_is_answered():
     assert whole["counts"] == {} and whole["predictions"][0]["id"] == "A-7"
     for body, headers in (
         (gzip.compress(ONE), ZIPPED),
+        (gzip.compress(ONE), {"content-encoding": "X-Gzip"}),
         (gzip.compress(ONE[:9]) + gzip.compress(ONE[9:]), ZIPPED),
         (ONE, {"content-type": "application/vnd.bank+json; charset=utf-8"}),
         (ONE, {"content-encoding": "identity"}),

@@ -202,7 +202,7 @@ async def read_request(
     method, query = scope["method"], scope.get("query_string", b"").decode("latin-1")
     body = await read_body(receive, serve.max_bytes) if method in BODIED else b""
     encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding == "gzip" and method in BODIED:
+    if encoding in ("gzip", "x-gzip") and method in BODIED:
         body = inflate(body, serve.max_bytes)
     elif encoding != "identity" and method in BODIED:
         raise refusal("wrong_encoding", accept_encoding="gzip")
