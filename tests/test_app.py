@@ -20,6 +20,7 @@ from prodml.contract import CODES, Column, Contract
 from prodml.serve.app import App, close_app
 from prodml.serve.guard import SHORTEST, Guard, gentle
 from prodml.serve.messages import FAILURES
+from prodml.serve.outcomes import MOST_LABELS
 from prodml.serve.scorer import Scorer, score
 from prodml.serve.single import Single
 from prodml.serve.together import ROUNDS, Together
@@ -392,6 +393,24 @@ def test_with_a_token_everything_but_probes_is_closed(tmp_path, monkeypatch):
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
 
 
+def test_outcomes_are_taken_as_json_alone_and_not_in_any_number(tmp_path):
+    app = made(log=str(tmp_path / "log"), max_bytes=10**7)
+
+    def told(outcomes, **headers):
+        content = json.dumps(outcomes).encode()
+        reply = ask(app, path="/feedback", content=content, headers=headers)
+        return reply.status_code, reply.json().get("error", reply.json()).get("code")
+
+    one, as_json = {"id": "a", "label": "yes"}, {"content-type": "application/json"}
+    for media in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
+        headers = {"content-type": media} if media else {}
+        assert told(one, **headers) == (415, "wrong_media"), "a page on another site can send it"
+    assert told([one] * (MOST_LABELS + 1), **as_json) == (413, "too_many_rows")
+    assert told([one] * MOST_LABELS, **as_json) == (202, None)
+    close_app(app)
+    assert ask(made(log=str(tmp_path)), path="/feedback", json={"id": 7, "label": "no"}).is_success
+
+
 def test_tokens_rotate_without_a_restart_and_fail_closed(tmp_path, monkeypatch):
     monkeypatch.setenv("PRODML_ROOT", str(tmp_path))
     file = tmp_path / "tokens.txt"
@@ -413,6 +432,37 @@ def test_tokens_rotate_without_a_restart_and_fail_closed(tmp_path, monkeypatch):
     assert not good("new") and good("env")
     file.write_text(f"{TOKEN}-new\n")
     assert good("new")
+
+
+def test_a_bad_file_of_tokens_is_told_of_once_for_each_change_and_never_what_is_in_it(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("PRODML_ROOT", str(tmp_path))
+    file = tmp_path / "tokens.txt"
+    file.write_text(f"{TOKEN}-old\n")
+    guard = Guard(Serve(tokens="tokens.txt"), {})
+
+    def warned():
+        for _ in range(3):
+            guard.tokens.looked = 0.0
+            good = guard.tokens.good(f"Bearer {TOKEN}-old")
+        told = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return good, told
+
+    assert warned() == (True, [])
+    for content in (b"a-secret\n", b"another\n", b"\xff" * 20, b"# none\n"):
+        file.write_bytes(content)
+        good, told = warned()
+        assert not good and len(told) == 1 and "tokens.txt" in told[0], content
+        assert "secret" not in told[0] and "another" not in told[0] and "none" not in told[0]
+    file.unlink()
+    good, told = warned()
+    assert not good and len(told) == 1
+    file.write_text(f"{TOKEN}-old\n")
+    assert warned() == (True, [])
+    file.unlink()
+    assert len(warned()[1]) == 1, "it is another change"
 
 
 def test_tokens_that_cannot_be_are_told_at_the_start(tmp_path, monkeypatch):

@@ -434,6 +434,13 @@ def test_other_media_types_are_told_what_is_taken(app):
     for media in ("application/x-npy", "text/csv; charset=latin-1", "application/json; odd=1"):
         status, answer = asked(app, "/invocations", b"{}", headers={"content-type": media})
         assert (status, answer["code"]) == (415, "wrong_media")
+    for path in (f"{V2}/infer", f"{V1}:predict", f"{V1}:classify", f"{V1}:regress"):
+        for media in ("application/x-www-form-urlencoded", "text/plain", "multipart/form-data"):
+            status, answer = asked(app, path, b"{}", headers={"content-type": media})
+            assert (status, answer["code"]) == (415, "wrong_media")
+        for media in ("", "application/json; charset=utf-8"):  # many clients do not say
+            status, answer = asked(app, path, b"{}", headers={"content-type": media})
+            assert (status, answer["code"]) == (400, "wrong_form")
 
 
 def test_rows_that_break_the_contract_are_refused_in_each_form(app, small):

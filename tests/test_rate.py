@@ -65,6 +65,22 @@ def test_probes_and_metrics_are_never_limited_and_what_is_refused_is_counted():
     assert re.search(r'prodml_requests_total\{path="/predict",status="429"\} 2\.0', told)
 
 
+def test_metrics_want_a_token_and_no_room(monkeypatch):
+    monkeypatch.setenv("PRODML_TOKENS", TOKEN)
+    for limits in ({}, {"rate": 100}):
+        app = made(concurrency=1, **limits)
+        app.guard.in_hand.add("a request that takes long")
+        asked = [
+            ("POST", "/predict"),
+            ("GET", "/metadata"),
+            ("GET", "/metrics"),
+            ("GET", "/readyz"),
+        ]
+        replies = ask(app, *[(*one, bearer(TOKEN)) for one in asked])
+        assert [reply.status_code for reply in replies] == [503, 503, 200, 200]
+        assert ask(app, ("GET", "/metrics", {}))[0].status_code == 401
+
+
 @pytest.mark.parametrize(
     ("path", "form"),
     [

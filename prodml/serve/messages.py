@@ -195,7 +195,8 @@ def small_schemas(contract: Contract) -> dict[str, Schema]:
     """The schemas of probes, of outcomes, and of what the model says of itself."""
     label = {"enum": list(contract.classes)} if contract.classes else {"type": "number"}
     since = {"type": "number", "minimum": 0, "description": "Seconds since 1970; else now."}
-    outcome = record({"id": {**TEXT, "minLength": 1, "maxLength": 128}, "label": label}, at=since)
+    name: Schema = {"type": ["string", "integer"], "minLength": 1, "maxLength": 128}
+    outcome = record({"id": name, "label": label}, at=since)
     text = {"name": TEXT, "release": TEXT, "task": TEXT, "target": TEXT}
     return {
         "State": record({"status": TEXT}),

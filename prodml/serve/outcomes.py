@@ -33,7 +33,7 @@ class BadOutcome(Mistake):
 class Outcome(msgspec.Struct, forbid_unknown_fields=True):
     """What a client says became of the row `id`."""
 
-    id: str
+    id: str | int
     label: str | int | float | bool
     at: float | None = None
 
@@ -54,7 +54,7 @@ _decode = msgspec.json.Decoder(Outcome | list[Outcome]).decode
 
 def read_outcomes(body: bytes, contract: Contract) -> list[tuple[str, str, float]]:
     """The (id, label, time) of the outcomes in `body`. Raises `BadOutcome`."""
-    form = '{"id": text, "label": text or number, "at": seconds since 1970 (may be left out)}'
+    form = '{"id": text or number, "label": text or number, "at": seconds since 1970, or left out}'
     labels = "one of the classes" if contract.classes else "a finite number"
     try:
         found = _decode(body)
@@ -63,10 +63,12 @@ def read_outcomes(body: bytes, contract: Contract) -> list[tuple[str, str, float
     now, kept = time.time(), []
     for number, one in enumerate(found if isinstance(found, list) else [found]):
         label, at = outcome_label(contract, one.label), now if one.at is None else one.at
-        if not label or not 0 < len(one.id) <= LONGEST_ID or not 0 <= at <= now + 86400:
+        name = str(one.id)
+        known = 0 < len(name) <= LONGEST_ID and name.isprintable()
+        if not label or not known or not 0 <= at <= now + 86400:
             right = f"an id of 1 to {LONGEST_ID} characters, {labels}, and a time not to come"
             raise BadOutcome("bad_outcome", f"outcome {number}: it needs {right}")
-        kept.append((one.id, label, at))
+        kept.append((name, label, at))
     return kept
 
 # %% ../../nbs/serve/522_outcomes.ipynb #09e75f15

@@ -81,7 +81,10 @@ def admission(serve: Serve, guard: Guard) -> Admit:
         authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
         if rates is not None:
             slow_down(rates, guard.tokens, path, scope, authorization)
-        guard.admit(authorization)
+        if path == "/metrics":
+            guard.tokens.ask(authorization)
+        else:
+            guard.admit(authorization)
 
     return admit
 

@@ -25,8 +25,8 @@ from .asked import Door, Served
 from .challenger import Pair, Trial, pair_answer
 from .decoder import Decoded, Decoder
 from .features import complete_body
+from .media import accepts, is_json, media_type
 from .messages import MOST_REASONS
-from .predict import JSON
 from prodml.serve.reasons import (
     Explained,
     Explainer,
@@ -60,8 +60,8 @@ LONG = 100_000  # bytes of a body that is read in a thread, while others are ans
 
 async def rows_of(served: Served, decoder: Decoder, serve: Serve, request: Request) -> Decoded:
     """The rows in the body of a request to `/predict` or `/explain`. Raises what those refuse."""
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != MEDIA and media not in JSON and not media.endswith("+json"):
+    media = media_type(request.headers.get("content-type", ""))
+    if media != MEDIA and not is_json(media):
         raise refusal("wrong_media", accept=f"application/json, {MEDIA}")
     if served.features is not None:
         return await complete_body(served.features, decoder, request.body, media == MEDIA)
@@ -153,7 +153,7 @@ def reasoned_route(explaining: Explaining) -> Route:
     async def predict(request: Request, many: int) -> Reply:
         answered, told = await explaining.answer(request, explaining.served.answer)
         known = explaining.known
-        if MEDIA not in request.headers.get("accept", ""):
+        if not accepts(request.headers.get("accept", ""), MEDIA):
             facts = reason_facts(known, answered, told, many)
             return Reply(200, msgspec.json.encode(facts))
         lists = reason_lists(who_explained(known, answered), told, many)
