@@ -65,6 +65,7 @@ CODES: Mapping[str, str] = {
     "not_integer": "is no whole number, and always was in training",
     "wrong_type": "has the wrong type",
     "not_finite": "is not a finite number, or too large for one",
+    "bad_id": "is no id: a short printable text or a whole number",
     "unknown_column": "holds a column that this model does not know",
     "not_an_object": "is not an object of column names and values",
     "unknown_entity": "names an entity that is not in the feature store",

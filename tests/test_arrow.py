@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prodml.contract import Column, Contract, check_rows
 from prodml.serve.arrow import decode_arrow, encode_arrow
-from prodml.serve.decoder import Unreadable
+from prodml.serve.decoder import Unreadable, with_ids
 from prodml.serve.scorer import Scorer, answer_facts, score
 from prodml.serve.stream import MOST_COLUMNS
 
@@ -39,8 +39,8 @@ def stream(table, chunk=1000, **options):
 def same(table, chunk=1000):
     """Holds that a stream of `table` is read as its rows would be in JSON; gives what was read."""
     rows = table.to_pylist()
-    found, exact = decode_arrow(CONTRACT, stream(table, chunk), 1000), check_rows(CONTRACT, rows)
-    got = found.checked
+    found, ids = decode_arrow(CONTRACT, stream(table, chunk), 1000), [r.get("number") for r in rows]
+    got, exact = found.checked, with_ids(CONTRACT, check_rows(CONTRACT, rows), ids).checked
     assert (got.problems, got.rejected, got.counts) == (
         exact.problems,
         exact.rejected,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prodml.contract import Column, Contract, check_rows
 from prodml.serve import decoder as module
-from prodml.serve.decoder import Decoder, Unreadable, read_json, read_rows
+from prodml.serve.decoder import Decoder, Unreadable, read_json, read_rows, with_ids
 
 COLUMNS = (
     Column("amount", "number", "feature", True, 0, 100, fill=50.0),
@@ -35,7 +35,11 @@ def exactly(body, contract=CONTRACT, most=50):
     if isinstance(found, dict) and found.keys() == {"rows"}:
         found = found["rows"]
     rows = found if isinstance(found, list) else [found]
-    return "too_many_rows" if len(rows) > most else (rows, check_rows(contract, rows))
+    if len(rows) > most:
+        return "too_many_rows"
+    key = contract.id_column
+    ids = [row.get(key) if isinstance(row, dict) and key else None for row in rows]
+    return rows, with_ids(contract, check_rows(contract, rows), ids).checked
 
 
 def same(body, contract=CONTRACT, decoder=DECODER, most=50):

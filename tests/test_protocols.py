@@ -457,6 +457,39 @@ def test_rows_that_break_the_contract_are_refused_in_each_form(app, small):
     assert told["counts"]["not_an_object"] == 1 and SECRET not in json.dumps(told)
 
 
+@pytest.mark.parametrize(
+    "bad", ["x" * 129, 1.5, "two\nlines", True, ["a", "b"], {"a": "b"}], ids=repr
+)
+def test_an_id_that_is_none_is_told_in_each_protocol_and_its_row_is_answered(app, small, bad):
+    key = app.scorer.contract.id_column
+    rows = [{**small.rows[0], key: bad}, {**small.rows[1], key: "mine"}]
+    for sent in (rows[0], rows[:1], rows, {"rows": rows}):
+        status, answer = asked(app, "/predict", sent)
+        assert status == 200 and answer["counts"] == {"bad_id": 1}
+        problem = answer["problems"][0]
+        assert (problem["code"], problem["action"], problem["row"]) == ("bad_id", "flagged", 0)
+        assert problem["column"] == key and answer["predictions"][-1]["id"]
+    assert answer["predictions"][1]["id"] == "mine"
+    split = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
+    for path, body in (
+        (f"{V1}:predict", {"instances": rows}),
+        (f"{V1}:classify", {"examples": rows}),
+        ("/invocations", {"dataframe_records": rows}),
+        ("/invocations", {"dataframe_split": split}),
+    ):
+        status, answer = asked(app, path, body)
+        assert status == 200 and answer["counts"] == {"bad_id": 1}, path
+    if isinstance(bad, str | float):
+        kinds = {float: "FP64", int: "INT64", str: "BYTES"}
+        sent = [
+            {"name": name, "shape": [1], "datatype": kinds[type(value)], "data": [value]}
+            for name, value in rows[0].items()
+            if value is not None and name in {key, *app.scorer.contract.names}
+        ]
+        status, answer = asked(app, f"{V2}/infer", {"inputs": sent})
+        assert status == 200 and answer["parameters"]["bad_id"] == 1
+
+
 def test_what_is_unusual_is_counted_in_the_answer(app, small):
     rows = [small.rows[0] | {"job": "astronaut"}, small.rows[1]]
     inputs, tail = tensors(small.contract, rows)

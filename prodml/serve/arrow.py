@@ -15,10 +15,9 @@ import msgspec
 import numpy as np
 
 from ..contract import Column, Contract, Ledger, check_values
-from .decoder import Decoded, Unreadable, check_column, quick_array
+from .decoder import Decoded, Unreadable, check_column, quick_array, with_ids
 from .messages import FAILURES
 from .scorer import Answered, chosen_classes, problem_facts
-from .single import client_ids
 from .stream import BATCH, HEAD, SCHEMA, NotArrow, Piece, read_stream
 
 MEDIA = "application/vnd.apache.arrow.stream"
@@ -66,7 +65,7 @@ def check_columns(contract: Contract, rows: int, found: Pieces) -> Decoded:
         for column in contract.features
     }
     given = [value for piece in found.get(key, []) for value in piece.plain()]
-    return Decoded(ledger.checked(seen), client_ids(given))
+    return with_ids(contract, ledger.checked(seen), given)
 
 
 def decode_arrow(contract: Contract, body: bytes, most: int) -> Decoded:

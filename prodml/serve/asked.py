@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ..contract import Checked, Contract, Ledger, check_rows
-from .decoder import Decoded, Unreadable, check_column, row_ids
+from ..contract import Checked, Contract, Ledger
+from .decoder import Decoded, Unreadable, check_column, rows_with_ids, with_ids
 from .features import Features, fill_columns
 from .frames import NotJson
 from .scorer import Answered, RowsRefused, Scorer, describe
-from .single import client_ids
 from .wire import Reply, Request, Route, Unanswerable
 from ..settings import Mistake
 
@@ -68,8 +67,7 @@ def checked_rows(contract: Contract, asked: Asked) -> Decoded:
     """What is asked, as the model sees it."""
     if asked.columns is not None:
         return checked_columns(contract, asked.columns, asked.count, asked.name)
-    checked = check_rows(contract, asked.rows, check=check_column)
-    return Decoded(checked, row_ids(contract, asked.rows))
+    return rows_with_ids(contract, asked.rows)
 
 
 def checked_columns(
@@ -83,10 +81,12 @@ def checked_columns(
     seen = {
         c.name: check_column(c, columns.get(c.name, nothing), ledger) for c in contract.features
     }
-    ids = client_ids(columns.get(contract.id_column, nothing)) if contract.id_column else []
-    if name and not any(ids):
+    given = columns.get(contract.id_column, nothing) if contract.id_column else []
+    found = with_ids(contract, ledger.checked(seen), given)
+    if name and not any(found.ids):
         ids = [name] if rows == 1 else [f"{name}-{row}" for row in range(rows)]
-    return Decoded(ledger.checked(seen), ids)
+        return Decoded(found.checked, ids)
+    return found
 
 # %% ../../nbs/serve/543_asked.ipynb #b326db74
 async def completed(contract: Contract, features: Features, asked: Asked) -> Decoded:

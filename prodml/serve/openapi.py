@@ -67,8 +67,8 @@ def feedback(contract: Contract, logged: bool) -> dict[str, Any]:
     """What OpenAPI says of outcomes; where nothing is `logged` there is no example to follow."""
     label = contract.classes[-1] if contract.classes else 1.5
     sent = content("Outcomes", {"id": "example", "label": label} if logged else None)
-    codes = ("wrong_media", "not_outcomes", "bad_outcome", "too_many_rows")
-    codes += (*SENT, "no_log", "busy", "internal")
+    wrong = ("wrong_media", "not_outcomes", "bad_outcome", "too_many_rows")
+    codes = (*wrong, *SENT, "no_log", "busy", "internal")
     said = "Take what became of rows that were answered"
     return operation("Predict", said, content("Taken"), codes, sent=sent, status=202)
 

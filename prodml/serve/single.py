@@ -110,6 +110,8 @@ class Single:
         if None in texts:
             texts = tuple(text or "" for text in texts)
         name = "" if given is None else client_ids([given])[0]
+        if given is not None and not name:
+            return None  # the ordinary way tells of an id that is none
         return OneRow(values[: self.cut], texts, name)
 
     def stack(self, rows: Sequence[OneRow]) -> Checked:
