@@ -1427,6 +1427,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'prodml.serve.arrow.decode_arrow': ('serve/arrow.html#decode_arrow', 'prodml/serve/arrow.py'),
                                     'prodml.serve.arrow.encode_arrow': ('serve/arrow.html#encode_arrow', 'prodml/serve/arrow.py'),
                                     'prodml.serve.arrow.write_stream': ('serve/arrow.html#write_stream', 'prodml/serve/arrow.py')},
+            'prodml.serve.aside': {'prodml.serve.aside.aside': ('serve/aside.html#aside', 'prodml/serve/aside.py')},
             'prodml.serve.asked': { 'prodml.serve.asked.Asked': ('serve/asked.html#asked', 'prodml/serve/asked.py'),
                                     'prodml.serve.asked.Asked.count': ('serve/asked.html#asked.count', 'prodml/serve/asked.py'),
                                     'prodml.serve.asked.Served': ('serve/asked.html#served', 'prodml/serve/asked.py'),

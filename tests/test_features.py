@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,6 +24,7 @@ from redis.exceptions import RedisError
 from released import released, told
 from services import redis_server, running
 
+from prodml.serve import decoder
 from prodml.serve.app import create_app
 from prodml.serve.build import checks, render_service
 from prodml.serve.features import STRIKES, Features, write_features
@@ -145,6 +147,23 @@ def test_a_thousand_ids_are_one_question(small, url):
     expected = small.answers[[i % len(small.rows) for i in (*range(999), 0)]]
     assert np.abs(told(small, answer["predictions"]) - expected).max() < 1e-6
     assert ask(app, [*asked, asked[0]])[1]["error"]["code"] == "too_many_rows"
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v1/models/credit-demo:predict"])
+def test_a_long_body_is_worked_on_aside(small, tmp_path, monkeypatch, path):
+    app, seen = application(small, f"sqlite:///{tmp_path}/f.db", features_entity="shop"), []
+    check = decoder.check_rows
+
+    def noted(*given, **named):
+        seen.append(threading.current_thread() is threading.main_thread())
+        return check(*given, **named)
+
+    monkeypatch.setattr(decoder, "check_rows", noted)
+    for many in (1, 900):
+        rows = [small.rows[i % len(small.rows)] | {"odd": "x" * 100} for i in range(many)]
+        sent = rows if path == "/predict" else {"instances": rows}
+        assert asyncio.run(asked(app, sent, path=path))[0][0] == 200
+    assert seen == [True, False]
 
 
 class Spy:

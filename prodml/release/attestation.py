@@ -245,7 +245,7 @@ def reason(gates: Sequence[GateResult], required: Iterable[str], verdict: Verdic
     absent = sorted(set(required) - {gate.gate for gate in gates})
     for gate in gates:
         if gate.verdict is verdict and gate.findings:
-            worst_one = gate.of(verdict)[0]
+            worst_one = str(gate.of(verdict)[0]).rstrip(".")
             return f"{gate.gate} is {verdict}: {worst_one}."
     return f"{', '.join(absent) or 'a gate'} was required and not examined."
 

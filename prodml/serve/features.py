@@ -22,6 +22,7 @@ import msgspec
 
 from ..contract import Checked, Contract, Problem
 from .arrow import arrow_columns, check_columns
+from .aside import aside
 from .decoder import Decoded, Decoder, Unreadable, read_rows
 from .stores import FeatureStore, StoredRow, open_store
 from .stream import Piece
@@ -250,14 +251,14 @@ class Features:
 
     async def decode(self, decoder: Decoder, body: bytes, most: int) -> Decoded:
         """What `decoder` makes of the rows in `body`, completed. Raises `Unreadable` as well."""
-        joined = await self.join(read_rows(body, most))
-        checked, ids = decoder.decode(msgspec.json.encode(joined.rows), most)
+        joined = await self.join(await aside(len(body), read_rows, body, most))
+        made = msgspec.json.encode(joined.rows)
+        checked, ids = await aside(len(made), decoder.decode, made, most)
         return Decoded(joined.tell(checked), ids)
 
     def _without_entity(self, row: Any) -> Any:
-        if not isinstance(row, dict):
-            return row
-        return {name: value for name, value in row.items() if name != self.entity}
+        whole = isinstance(row, dict)
+        return {k: v for k, v in row.items() if k != self.entity} if whole else row
 
     def close(self) -> None:
         """Nothing; the store is closed."""
@@ -280,7 +281,8 @@ async def fill_columns(
 async def complete_arrow(features: Features, contract: Contract, body: bytes) -> Decoded:
     """What the Arrow stream `body` holds, completed and checked. Raises `Unreadable`."""
     serve, wanted = features.serve, {*features.usual, contract.id_column, features.entity}
-    rows, found = arrow_columns(body, serve.max_bulk_rows, wanted)
+    size = len(body)
+    rows, found = await aside(size, arrow_columns, body, serve.max_bulk_rows, wanted)
     if (
         rows > serve.max_rows
         and features.entity in found
@@ -293,7 +295,7 @@ async def complete_arrow(features: Features, contract: Contract, body: bytes) ->
     found |= {name: [Piece(values, None)] for name, values in more.items()}
     if features.foreign:
         found.pop(features.entity, None)
-    checked, ids = check_columns(contract, rows, found)
+    checked, ids = await aside(size, check_columns, contract, rows, found)
     return Decoded(joined.tell(checked), ids)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import wire
 from .arrow import MEDIA, decode_arrow, encode_arrow
+from .aside import aside
 from .decoder import Decoder
 from .features import Features, complete_body
 from .media import accepts, is_json, media_type
@@ -57,7 +58,7 @@ def answered_reply(ways: Ways, request: Request, checked: Any, ids: Sequence[str
 async def completed_reply(ways: Ways, known: Features, request: Request, bulk: bool) -> Reply:
     """The reply to rows that the store completes with what is `known`. Raises `RowsRefused`."""
     found = await complete_body(known, ways.decoder, request.body, bulk)
-    return answered_reply(ways, request, *found)
+    return await aside(len(request.body), answered_reply, ways, request, *found)
 
 # %% ../../nbs/serve/547_predict.ipynb #9a72d406
 def predict_route(ways: Ways) -> Route:
