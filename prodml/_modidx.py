@@ -1466,6 +1466,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'prodml.serve.bento.Heads.look': ('serve/bento.html#heads.look', 'prodml/serve/bento.py'),
                                     'prodml.serve.bento.Heads.wait': ('serve/bento.html#heads.wait', 'prodml/serve/bento.py'),
                                     'prodml.serve.bento._straight': ('serve/bento.html#_straight', 'prodml/serve/bento.py'),
+                                    'prodml.serve.bento.aloud': ('serve/bento.html#aloud', 'prodml/serve/bento.py'),
                                     'prodml.serve.bento.bounded': ('serve/bento.html#bounded', 'prodml/serve/bento.py'),
                                     'prodml.serve.bento.busy': ('serve/bento.html#busy', 'prodml/serve/bento.py'),
                                     'prodml.serve.bento.end': ('serve/bento.html#end', 'prodml/serve/bento.py'),

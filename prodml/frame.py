@@ -128,7 +128,9 @@ def with_policies(columns: Sequence[Column], data: Data) -> tuple[Column, ...]:
             name, _, what = ("", "", "") if entry in names else entry.rpartition(".")
             name, what = (name, what) if what in UNUSUAL and name else (entry, "")
             if name != "*" and name not in names:
-                raise Mistake(f"[data] {policy}: {entry!r} is no column that the model sees.")
+                right = f"Name one of {', '.join(sorted(names))}, or *; .missing, .unseen or .range"
+                said = f"[data] {policy}: {entry!r} is no column that the model sees."
+                raise Mistake(f"{said} {right} may follow.")
             asked.append((name != "*", bool(what), name, what, policy))
     found = []
     for column in columns:

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # the copy of prodml beside this file goes first
 
 from prodml.serve.app import close_app, create_app, is_ready, start_app  # noqa: E402
-from prodml.serve.bento import bounded, untimed  # noqa: E402
+from prodml.serve.bento import aloud, bounded, untimed  # noqa: E402
 from prodml.serve.why import told_reasons  # noqa: E402
 from prodml.settings import Mistake, Serve  # noqa: E402
 
@@ -36,6 +36,7 @@ except Mistake as mistake:
     sys.exit(f"Not served. {mistake}")
 untimed()  # the application has a deadline of its own
 bounded()  # the server has none for what comes before a body
+aloud()  # that another release was taken, for instance
 
 
 image = bentoml.images.Image(  # what `bentoml containerize` makes
