@@ -42,5 +42,5 @@ def test_what_the_settings_say_is_done(lines, row, action):
 
 
 def test_a_slip_is_told():
-    with pytest.raises(Mistake, match="agee.*Name one of age, job, or"):
+    with pytest.raises(Mistake, match=r"agee.*Name one of age, job, or"):
         checked("reject = agee")
