@@ -63,6 +63,7 @@ class Serve:
     max_rows: int = 1000  # in one request of JSON
     max_bulk_rows: int = 100_000  # in one Arrow stream
     max_bytes: int = 4_000_000  # of one body, unzipped
+    max_bulk_bytes: int = 32_000_000  # of one Arrow stream, unzipped
     timeout: float = 10.0  # seconds for a body to arrive, and for its answer
     concurrency: int = 256  # requests in hand; beyond them clients are told to come back
     rate: float = 0.0  # requests a second that one client may make; 0: any number

@@ -59,6 +59,7 @@ def _serving(s: Serve) -> list[Rule]:
         (s.max_rows >= 1, "max_rows", "at least 1"),
         (s.max_bulk_rows >= s.max_rows, "max_bulk_rows", "at least as many as max_rows"),
         (s.max_bytes >= 1000, "max_bytes", "at least 1000 bytes"),
+        (s.max_bulk_bytes >= s.max_bytes, "max_bulk_bytes", "at least as many as max_bytes"),
         (s.timeout > 0, "timeout", "more than 0 seconds"),
         (s.concurrency >= 1, "concurrency", "at least 1 request"),
         (s.rate >= 0, "rate", "0 requests a second or more; 0: no limit"),

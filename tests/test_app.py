@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import gzip
+import io
 import json
 import re
 import threading
@@ -196,6 +197,21 @@ def test_what_is_well_formed_is_answered():
     ):
         reply = ask(app, content=body, headers=headers)
         assert reply.json()["predictions"][0]["probability"] == pytest.approx(0.3)
+
+
+def test_an_arrow_stream_may_be_larger_than_other_bodies_and_not_larger_than_its_own_limit():
+    media = "application/vnd.apache.arrow.stream"
+    table = pa.table({"income": [30.0] * 9000, "children": [2] * 9000, "job": ["nurse"] * 9000})
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    body, typed = sink.getvalue(), {"content-type": f"{media}; x=y"}
+    assert 150_000 < len(body) < 300_000
+    for limit, status in ((300_000, 200), (150_000, 413)):
+        app = made(max_bytes=100_000, max_bulk_bytes=limit)
+        for sent, more in ((body, {}), (gzip.compress(body), ZIPPED)):
+            assert ask(app, content=sent, headers=typed | more).status_code == status
+    assert ask(made(max_bytes=100_000), content=b" " * 150_000).status_code == 413
 
 
 def test_an_arrow_stream_gets_the_answer_of_its_rows_in_either_form():

@@ -159,6 +159,7 @@ SERVE = {
     "max_rows": ("0", "many"),
     "max_bulk_rows": ("10",),
     "max_bytes": ("0", "1e6"),
+    "max_bulk_bytes": ("1000", "many"),
     "timeout": ("0", "-1", "inf"),
     "concurrency": ("0",),
     "drain": ("-1", "nan"),

@@ -179,8 +179,7 @@ class Guard:
 
     def admit(self, authorization: str) -> None:
         """Nothing; raises `Unanswerable` for a wrong token, or where there is no room."""
-        if self.tokens.wanted and not self.tokens.good(authorization):
-            raise refusal("unauthorized", www_authenticate=ASK)
+        self.tokens.ask(authorization)
         if len(self.in_hand) >= self.serve.concurrency:
             raise refusal("overloaded", retry_after="1")
 

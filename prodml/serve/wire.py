@@ -14,7 +14,9 @@ from typing import Any
 
 import msgspec
 
+from .arrow import MEDIA
 from .decoder import Unreadable
+from .media import media_type
 from .messages import FAILURES
 from .scorer import RowsRefused, problem_facts
 from ..settings import Serve
@@ -200,10 +202,12 @@ async def read_request(
     """The whole request, to `path`. Raises `Unanswerable` for a body beyond the limits."""
     headers = Headers(scope["headers"])
     method, query = scope["method"], scope.get("query_string", b"").decode("latin-1")
-    body = await read_body(receive, serve.max_bytes) if method in BODIED else b""
+    bulk = media_type(headers.get("content-type", "")) == MEDIA
+    most = serve.max_bulk_bytes if bulk else serve.max_bytes
+    body = await read_body(receive, most) if method in BODIED else b""
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("gzip", "x-gzip") and method in BODIED:
-        body = inflate(body, serve.max_bytes)
+        body = inflate(body, most)
     elif encoding != "identity" and method in BODIED:
         raise refusal("wrong_encoding", accept_encoding="gzip")
     return Request(method, route_path(scope) if path is None else path, query, headers, body)
