@@ -13,9 +13,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:  # who only reads verdicts, as a server that starts, needs no arrays
+    import numpy as np
 
 # %% ../nbs/010_verdict.ipynb #bb64816f
 class Verdict(StrEnum):
@@ -78,7 +79,8 @@ def judge(
     `needed` overrides the estimate of the rows that would settle an inconclusive verdict.
     A value or bound that is missing or not a number is inconclusive, never a pass.
     """
-    if value is None or low is None or high is None or not np.isfinite([value, low, high]).all():
+    known = [one for one in (value, low, high) if one is not None and math.isfinite(one)]
+    if value is None or low is None or high is None or len(known) < 3:
         why = f"could not be measured on {rows} rows"
         return Finding(
             measure, slice, None, None, None, limit, bound, Verdict.INCONCLUSIVE, why, rows
@@ -119,9 +121,10 @@ def proportion_interval(count: int, rows: int, confidence: float = 0.95) -> tupl
 
 
 def mean_interval(
-    values: Sequence[float] | np.ndarray, confidence: float = 0.95
+    values: "Sequence[float] | np.ndarray", confidence: float = 0.95
 ) -> tuple[float, float]:
     """Student's two-sided interval of the mean of `values`; not a number with fewer than two."""
+    import numpy as np
     from scipy.stats import t
 
     values = np.asarray(values, dtype=float)
@@ -134,7 +137,7 @@ def mean_interval(
 
 # %% ../nbs/010_verdict.ipynb #8ab64aef
 def bootstrap_interval(
-    statistic: Callable[[np.ndarray], float],
+    statistic: "Callable[[np.ndarray], float]",
     rows: int,
     confidence: float = 0.95,
     repeats: int = 400,
@@ -145,6 +148,8 @@ def bootstrap_interval(
     `statistic` takes an array of `rows` counts that sum to `rows`. Repeats that are no number are
     left out; with more than a tenth of them the interval is not a number either.
     """
+    import numpy as np
+
     generator = np.random.default_rng(seed)
     share = np.full(rows, 1 / rows) if rows else np.empty(0)
     drawn = [statistic(generator.multinomial(rows, share)) for _ in range(repeats)] if rows else []
