@@ -104,4 +104,6 @@ def test_readme_quotes_the_endpoint_and_its_claims_hold():
     assert f"{rate['prodml'] / rate['noop']:.0%}".replace("%", " %") + " of what" in readme
     assert f"cost {1 - rate['prodml'] / rate['prodml quiet']:.0%}".replace("%", " %") in readme
     assert rate["prodml"] >= 30 * rate["fastapi"] and servers["prodml"]["ready"] <= 2
+    assert rate["prodml"] >= 0.5 * rate["noop"] and rate["prodml"] >= 0.9 * rate["prodml quiet"]
+    assert servers["prodml"]["memory"] <= 150
     assert not any(one[many]["failed"] for one in servers.values() for many in ("1", "16", "64"))
