@@ -71,7 +71,7 @@ class Serve:
     drain: float = 10.0  # seconds that requests in hand are given when the server must stop
     tokens: str = ""  # a file of bearer tokens, one a line; PRODML_TOKENS is read as well
     log: str = ""  # the folder of the prediction log; empty: none is kept
-    log_sample: float = 1.0  # the share of requests that are logged
+    log_sample: float = 1.0  # the share of rows that are logged, by id
     log_flush: float = 1.0  # seconds: as much of the log as a crash may lose
     log_megabytes: int = 1000  # the oldest of the log goes beyond this
     metrics: bool = True  # counters and times at /metrics
