@@ -29,7 +29,7 @@ from prodml.serve.app import App, change, create_app
 from prodml.serve.build import checks, point_project, render_service
 from prodml.serve.challenger import Pair, load_pair, point
 from prodml.serve.door import is_chosen
-from prodml.serve.pointer import CURRENT, Checks, Pointer, look, write_pointer
+from prodml.serve.pointer import CURRENT, Checks, Follower, Pointer, look, write_pointer
 from prodml.serve.scorer import load_scorer
 from prodml.settings import Mistake, Serve
 
@@ -468,6 +468,16 @@ def test_a_pointer_that_does_not_stand_changes_nothing_and_says_so(two, tmp_path
     (folder / CURRENT).unlink()
     look(app.follower)
     assert ask(app, "/predict", two.old.rows[0])[1]["release"] == two.new.folder.name
+
+
+def test_a_pointer_that_is_no_text_is_refused_once_for_each_writing(tmp_path):
+    follower = Follower(tmp_path / CURRENT, lambda pointer: True)
+    for writing in (1, 2):
+        follower.path.write_bytes(b"\xff\xfe{" * writing)
+        for _ in range(4):
+            look(follower)
+        assert follower.tally == {"refused": writing, "changed": 0}
+        assert "no JSON object" in follower.refused
 
 
 def test_a_start_goes_by_the_pointer_and_fails_with_it(two, tmp_path):

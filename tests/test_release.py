@@ -61,6 +61,8 @@ def sealed(tmp_path):
         ("raise ValueError('no room')", "no room"),
         ("pass", "could not be checked"),  # silence
         ("print('a word')", "could not be checked"),
+        ("print('null')", "could not be checked"),
+        ("print('5')", "could not be checked"),
         ("print('{}')", "was not checked"),
         ("print('{\"stands\": true}')", "was not checked"),
         (

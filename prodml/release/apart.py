@@ -54,7 +54,7 @@ def asked_apart(question: Question) -> dict[str, Any]:
         if ended.returncode == 0:
             return dict(json.loads(ended.stdout.splitlines()[-1]))
         why = (ended.stderr.strip().splitlines() or [f"it ended with {ended.returncode}"])[-1]
-    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError, TypeError) as error:
         why = str(error)
     return {"refused": f"its evidence could not be checked: {why}"}
 

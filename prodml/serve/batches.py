@@ -169,10 +169,10 @@ class Queue:
     def put(self, answered: Answered) -> None:
         """Nothing; the answer is in the queue, or counted in `dropped` where that is full."""
         rows, columns = len(answered.ids), answered.checked.columns
-        if self.given - self.taken + rows > MOST_WAITING:
-            self.dropped += rows
-            return
         with self._lock:
+            if self.given - self.taken + rows > MOST_WAITING:
+                self.dropped += rows
+                return
             self.given += rows
             if isinstance(columns, Stacked) and rows <= FEW:
                 self._write(answered, columns)

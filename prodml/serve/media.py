@@ -24,6 +24,7 @@ def is_json(media: str, unnamed: bool = True) -> bool:
 # %% ../../nbs/serve/531_media.ipynb #46025f10
 def accepts(header: str, media: str) -> bool:
     """Whether an `Accept` header names `media`, and not with the weight zero."""
+    header = header.lower()
     if media not in header:
         return False
     named = [one.replace(" ", "").split(";") for one in header.split(",")]

@@ -163,7 +163,8 @@ class Follower:
 def look(follower: Follower) -> None:
     """Nothing; looks at the pointer once, and never raises."""
     try:
-        written = follower.path.read_text(encoding="utf-8"), os.stat(follower.path).st_mtime_ns
+        text = follower.path.read_text(encoding="utf-8", errors="replace")
+        written = text, os.stat(follower.path).st_mtime_ns
         if written == follower.seen:
             return
         follower.seen = written

@@ -62,7 +62,7 @@ class Recorder:
         self.sinks, self.pause, self.waiting = tuple(sinks), pause, Queue()
         self.failed = 0  # calls of sinks
         self.thread: threading.Thread | None = None
-        self._stop, self._lock = threading.Event(), Lock()
+        self._stop, self._lock, self._beginning = threading.Event(), Lock(), Lock()
 
     def __call__(self, answered: Answered) -> None:
         """Nothing; the answer waits for the thread."""
@@ -72,10 +72,13 @@ class Recorder:
 
     def start(self) -> None:
         """Nothing; the thread runs, in this process: a server may fork before its first answer."""
-        if self.thread is None:
-            self.thread = threading.Thread(target=self._run, name="prodml-recorder", daemon=True)
-            self.thread.start()
-            atexit.register(self.close)
+        with self._beginning:  # of two first answers in two threads
+            if self.thread is None:
+                self.thread = threading.Thread(
+                    target=self._run, name="prodml-recorder", daemon=True
+                )
+                self.thread.start()
+                atexit.register(self.close)
 
     def _run(self) -> None:
         while not self._stop.wait(self.pause):
