@@ -130,7 +130,7 @@ def is_logged(id: str, share: float) -> bool:
     return int.from_bytes(digest.digest(), "big") < share * 2**64
 
 # %% ../../nbs/serve/536_predictions.ipynb #998eb547
-MOST_KEPT = 5_000  # rows that wait for a flush; more are written at once
+MOST_KEPT = 2_000  # rows that wait for a flush; more are written at once
 
 
 class PredictionLog:
