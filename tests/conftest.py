@@ -1,6 +1,9 @@
 """What every test shares: one thread a library, the real data sets, and where the repository is."""
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,3 +26,20 @@ def data():
     if not DATA.is_dir():
         pytest.skip("no folder of real data sets beside the repository")
     return DATA
+
+
+def pytest_pyfunc_call(pyfuncitem):
+    """Whether a test that forks has passed in a process of its own: a worker has other threads.
+
+    A copy of a process holds the locks that its other threads held, and nobody to let them go.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ or not pyfuncitem.get_closest_marker("forks"):
+        return None
+    own = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    with tempfile.TemporaryDirectory() as place:
+        line = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider"]
+        line += [f"--basetemp={place}/base", pyfuncitem.nodeid]
+        folder = pyfuncitem.config.rootpath
+        ended = subprocess.run(line, cwd=folder, env=own, capture_output=True, text=True)
+    assert ended.returncode == 0 and "1 passed" in ended.stdout, ended.stdout + ended.stderr
+    return True

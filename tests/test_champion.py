@@ -142,6 +142,7 @@ def test_what_a_server_could_not_load_is_refused_before_anything_moves(asked):
     assert promote(asked, broken, alias="archive", **ME).entry.after == broken  # serves nobody
 
 
+@pytest.mark.forks
 def test_killed_at_any_step_a_restart_puts_the_pointer_right(asked):
     """At every statement, and around every file that is written."""
     weak, strong = toy(asked, -0.1), toy(asked, 0.1)
@@ -163,6 +164,7 @@ def test_killed_at_any_step_a_restart_puts_the_pointer_right(asked):
     assert names == {(weak, weak), (strong, weak), (strong, strong)} and number > 20
 
 
+@pytest.mark.forks
 def test_two_at_once_leave_the_pointer_where_the_registry_is(asked):
     names = [toy(asked, slope) for slope in (-0.1, 0.1, 0.2)]
     promote(asked, names[0], **ME)
@@ -183,6 +185,7 @@ def test_two_at_once_leave_the_pointer_where_the_registry_is(asked):
     assert follow_champion(asked) is None
 
 
+@pytest.mark.forks
 def test_one_who_writes_the_pointer_slowly_does_not_write_an_old_one_last(asked):
     weak, strong = toy(asked, -0.1), toy(asked, 0.1)
     open_registry(asked).promote(weak, **ME)
@@ -236,6 +239,7 @@ def test_without_a_pointer_there_is_nothing_to_fall_back_on(asked):
         heal(gone)
 
 
+@pytest.mark.forks
 def test_a_machine_that_only_serves_needs_no_library_for_databases(asked):
     weak = toy(asked, -0.1)
     code = f"""

@@ -171,6 +171,7 @@ def contest(asked, name, expected, start, told):
         told.put((name, str(error)))
 
 
+@pytest.mark.forks
 def test_of_promotions_at_once_one_wins_and_the_others_are_told_who(base):
     asked, names = base
     current = ""
@@ -204,6 +205,7 @@ def taken_back(asked, start, told):
         told.put(type(error).__name__)
 
 
+@pytest.mark.forks
 def test_a_promotion_is_taken_back_once_however_many_try(base):
     asked, (a, b, _) = base
     registry = open_registry(asked)
@@ -221,6 +223,7 @@ def test_a_promotion_is_taken_back_once_however_many_try(base):
     assert registry.current() == a and whole(asked)
 
 
+@pytest.mark.forks
 def test_many_come_first_at_the_same_moment(base):
     """The tables are made by one of them, and found by the rest."""
     asked, names = base
@@ -290,6 +293,7 @@ def around(call, step):
     return stepped
 
 
+@pytest.mark.forks
 def test_killed_at_every_statement_it_is_whole(base):
     asked, (a, b, c) = base
     registry = open_registry(asked)
@@ -315,6 +319,7 @@ def test_killed_at_every_statement_it_is_whole(base):
     assert number > 12 and (b, b) in seen
 
 
+@pytest.mark.forks
 def test_killed_at_every_statement_of_a_rollback_it_is_whole(base):
     asked, (a, b, _) = base
     registry = open_registry(asked)
@@ -330,6 +335,7 @@ def test_killed_at_every_statement_of_a_rollback_it_is_whole(base):
     assert registry.current() == a and len(registry.journal()) == 3 and number > 8
 
 
+@pytest.mark.forks
 def test_killed_while_the_tables_are_made(tmp_path):
     asked, (a, *_) = registered(tmp_path / "project")
     number = 0
@@ -343,6 +349,7 @@ def test_killed_while_the_tables_are_made(tmp_path):
     assert number > 8 and open_registry(asked).promote(a, **ME).after == a
 
 
+@pytest.mark.forks
 def test_killed_at_any_moment_what_was_reported_is_kept(tmp_path):
     asked, names = registered(tmp_path / "project")
     registry = open_registry(asked)
@@ -485,6 +492,7 @@ def test_history_is_exported_whole(tmp_path, name):
             registry.export(tmp_path / wrong)
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("name", ["history.jsonl", "history.csv"])
 @pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
 def test_killed_while_it_is_exported_the_old_file_stays(tmp_path, name, step):

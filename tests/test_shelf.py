@@ -6,7 +6,7 @@ import subprocess
 import time
 from dataclasses import replace
 
-import fsspec
+import fsspec.implementations.local
 import pytest
 from processes import beside, free_port
 from services import running
@@ -110,6 +110,7 @@ def test_an_upload_that_broke_off_is_no_release_and_is_mended(tmp_path, memory, 
     assert registry.promote(a, **ME).after == a and Shelf(memory).names() == [a]
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_killed_at_every_file_no_half_release_is_left(tmp_path, way):
     """On a disk this time, since memory does not outlive a process."""
@@ -180,7 +181,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import fsspec
+import fsspec.implementations.local
 from test_registry import ME, registered
 from test_shelf import elsewhere, shelved
 from prodml.release.attestation import Refused
