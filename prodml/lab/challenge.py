@@ -165,7 +165,7 @@ class Table(Explorer):
         """Nothing; locks or unlocks what can be pressed."""
         self.compare.disabled = self.approve.disabled = self.challenger.disabled = busy
 
-
+# %% ../../nbs/lab/840_challenge.ipynb #a0079808
 def login() -> str:
     """The name of the login, or nothing."""
     try:

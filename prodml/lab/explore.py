@@ -71,7 +71,7 @@ class Explore(Explorer):
         except Exception as error:
             page.children = [ipywidgets.HTML(trouble(error))]
 
-
+# %% ../../nbs/lab/890_explore.ipynb #80d6e53a
 def explore(project: str | Path = ".", release: str = "") -> Explore:
     """The explorers of the project in a folder; `release` is the champion by default.
 

@@ -37,7 +37,7 @@ class Outcome(msgspec.Struct, forbid_unknown_fields=True):
     label: str | int | float | bool
     at: float | None = None
 
-
+# %% ../../nbs/serve/522_outcomes.ipynb #8ec5e0ab
 def outcome_label(contract: Contract, label: str | int | float | bool) -> str:
     """The label as the log holds it; empty for one that cannot be."""
     number = isinstance(label, int | float) and not isinstance(label, bool)

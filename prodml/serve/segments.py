@@ -185,7 +185,7 @@ def segment_sizes(folder: Path, name: str = "") -> dict[Path, int]:
                     found[path] = entry.stat().st_size
     return found
 
-
+# %% ../../nbs/serve/518_segments.ipynb #246a647f
 def started(path: Path) -> float:
     """When the segment at `path` was begun, seconds since 1970; 0 for a name of another kind."""
     try:

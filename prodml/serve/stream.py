@@ -130,7 +130,7 @@ class Field:
             return 2
         return {NOTHING: 0, TEXT: 3, BINARY: 3, LARGE_TEXT: 3, LARGE_BINARY: 3}.get(self.type, 2)
 
-
+# %% ../../nbs/serve/500_stream.ipynb #cb95b731
 def _whole_form(kind: Table | None) -> str:
     width = kind.number(0, "<i", 32) if kind else 32
     signed = kind is None or bool(kind.number(1, "<B"))
@@ -173,7 +173,7 @@ def _bits(buffer: memoryview, rows: int) -> np.ndarray:
     found = np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little", count=rows)
     return found.astype(bool)
 
-
+# %% ../../nbs/serve/500_stream.ipynb #993c86bf
 def _texts(offsets: memoryview, letters: memoryview, rows: int, form: str) -> list[str]:
     if rows == 0:
         return []
