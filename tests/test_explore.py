@@ -250,20 +250,28 @@ def watched(browser):
 
 
 def run_all(page):
-    """Nothing; runs the notebook that is open in JupyterLab, once its kernel is ready."""
+    """Nothing; runs the notebook that is open in JupyterLab, as often as its kernel needs.
+
+    What is asked before the kernel is ready is not done, and a kernel that died while it started
+    (another process took its port) is told in a dialog: a person reads it and asks again.
+    """
     from playwright.sync_api import TimeoutError
 
-    page.locator(".jp-Notebook .jp-Cell").first.click(timeout=60_000)
-    idle = page.locator("[data-status=idle], .jp-Notebook-ExecutionIndicator[data-status=idle]")
-    idle.first.wait_for(state="attached", timeout=60_000)
-    for _ in range(5):  # what is asked before the session is ready is not done
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_text("Run All Cells", exact=True).click()
+    said, end = [], time.monotonic() + 240
+    ready = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first
+    while time.monotonic() < end:
         with contextlib.suppress(TimeoutError):
-            page.locator(".prodml-answer").wait_for(timeout=15_000)
+            for dialog in page.locator("dialog.jp-Dialog").all():
+                said.append(dialog.inner_text(timeout=5_000))
+                dialog.locator("button.jp-mod-accept").click(timeout=5_000)
+            page.locator(".jp-Notebook .jp-Cell").first.click(timeout=5_000)
+            ready.wait_for(state="attached", timeout=20_000)
+            page.get_by_role("menuitem", name="Run", exact=True).click(timeout=5_000)
+            page.get_by_text("Run All Cells", exact=True).click(timeout=5_000)
+            page.locator(".prodml-answer").wait_for(timeout=20_000)
             return
-    said = page.locator(".jp-Notebook").inner_text()
-    raise AssertionError(f"the notebook did not run: {said[-1500:]}")
+    shown = page.locator(".jp-Notebook").inner_text()[-1500:]
+    raise AssertionError(f"the notebook did not run; dialogs: {said}; it shows: {shown}")
 
 
 def drive(page, settings, challenger, many):
