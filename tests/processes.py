@@ -71,6 +71,15 @@ def server(command, port, log, env=None, cwd=None, timeout=120):
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def console_said(log, words, times=1, seconds=60):
+    """The time at which the console in the file `log` has said `words` so often, soon enough."""
+    end = time.monotonic() + seconds
+    while (text := Path(log).read_text()).count(words) < times:
+        assert time.monotonic() < end, f"not said: {words!r}; but: {text[-2000:]}"
+        time.sleep(0.05)
+    return time.monotonic()
+
+
 def plain_server(folder, log):
     """A plain server of the release in `folder`, whose evidence is not asked for: its base URL."""
     port = free_port()
