@@ -534,6 +534,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'prodml.frame._check_levels': ('frame.html#_check_levels', 'prodml/frame.py'),
                               'prodml.frame._check_numbers': ('frame.html#_check_numbers', 'prodml/frame.py'),
                               'prodml.frame._learn_number': ('frame.html#_learn_number', 'prodml/frame.py'),
+                              'prodml.frame._slip': ('frame.html#_slip', 'prodml/frame.py'),
                               'prodml.frame.as_typed': ('frame.html#as_typed', 'prodml/frame.py'),
                               'prodml.frame.check_frame': ('frame.html#check_frame', 'prodml/frame.py'),
                               'prodml.frame.classes_of': ('frame.html#classes_of', 'prodml/frame.py'),

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from .contract import LARGEST, Column, Contract, action_for, check_level, check_number
-from .settings import Data, Mistake, Settings
+from .ini import place_of
+from .settings import Mistake, Settings
 
 # %% ../nbs/018_frame.ipynb #ef967474
 YES = ("1", "yes", "true", "y", "t", "positive", "bad", "default")
@@ -26,19 +27,25 @@ def label(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
+def _slip(settings: Settings, section: str, key: str, said: str) -> Mistake:
+    return Mistake(f"{place_of(settings, section, key)}: [{section}] {key}{said}.")
+
+
 def task_of(frame: pd.DataFrame, settings: Settings) -> str:
     """binary, multiclass or regression. Raises `Mistake` for a target that teaches nothing."""
     target = frame[settings.data.target]
     values = target.dropna().nunique()
     if values < 2:
         what = "is missing in every row" if values == 0 else "has one value only"
-        raise Mistake(f"[data] target: column {settings.data.target!r} {what}: nothing to learn.")
+        said = f": column {settings.data.target!r} {what}: nothing to learn"
+        raise _slip(settings, "data", "target", said)
     if settings.model.task != "auto":
         numeric = pd.api.types.is_numeric_dtype(target)
         if settings.model.task == "binary" and values != 2:
-            raise Mistake(f"[model] task = binary, but the target has {values} values.")
+            raise _slip(settings, "model", "task", f" = binary, but the target has {values} values")
         if settings.model.task == "regression" and not numeric:
-            raise Mistake("[model] task = regression, but the target is not a number.")
+            said = " = regression, but the target is not a number"
+            raise _slip(settings, "model", "task", said)
         return settings.model.task
     if values == 2:
         return "binary"
@@ -54,7 +61,8 @@ def classes_of(frame: pd.DataFrame, settings: Settings, task: str) -> tuple[str,
         return tuple(found)
     named = settings.data.positive
     if named and named not in found:
-        raise Mistake(f"[data] positive = {named!r} is not among the labels: {', '.join(found)}.")
+        said = f" = {named!r} is not among the labels: {', '.join(found)}"
+        raise _slip(settings, "data", "positive", said)
     positive = named or next((v for v in found if v.lower() in YES), found[-1])
     return (*(v for v in found if v != positive), positive)
 
@@ -115,12 +123,13 @@ def _learn_number(name: str, kept: pd.Series, role: str, nullable: bool) -> Colu
 UNUSUAL = {"missing": "on_missing", "unseen": "on_unseen", "range": "on_range"}
 
 
-def with_policies(columns: Sequence[Column], data: Data) -> tuple[Column, ...]:
+def with_policies(columns: Sequence[Column], settings: Settings) -> tuple[Column, ...]:
     """The `columns` with what is to be done about unusual values in features.
 
     An entry of `[data] reject` or `impute` is a column, or `*` for all, perhaps with `.missing`,
     `.unseen` or `.range`; the closest holds. Raises `Mistake` for a column that is no feature.
     """
+    data = settings.data
     names = {column.name for column in columns if column.role == "feature"}
     asked: list[tuple[bool, bool, str, str, str]] = []
     for policy, entries in (("impute", data.impute), ("reject", data.reject)):
@@ -129,8 +138,8 @@ def with_policies(columns: Sequence[Column], data: Data) -> tuple[Column, ...]:
             name, what = (name, what) if what in UNUSUAL and name else (entry, "")
             if name != "*" and name not in names:
                 right = f"Name one of {', '.join(sorted(names))}, or *; .missing, .unseen or .range"
-                said = f"[data] {policy}: {entry!r} is no column that the model sees."
-                raise Mistake(f"{said} {right} may follow.")
+                said = f": {entry!r} is no column that the model sees"
+                raise _slip(settings, "data", policy, f"{said}. {right} may follow")
             asked.append((name != "*", bool(what), name, what, policy))
     found = []
     for column in columns:
@@ -157,7 +166,7 @@ def learn_contract(frame: pd.DataFrame, settings: Settings) -> Contract:
         task,
         data.target,
         classes_of(frame, settings, task),
-        with_policies(columns, data),
+        with_policies(columns, settings),
     )
     if not contract.features:
         notes = "; ".join(f"{c.name}: {c.note}" for c in columns if c.note)

@@ -1,5 +1,7 @@
 """What the owner of a model says of unusual values reaches the door of the server."""
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -41,6 +43,18 @@ def test_what_the_settings_say_is_done(lines, row, action):
     assert bool(found.rejected) is (action == "rejected")
 
 
-def test_a_slip_is_told():
-    with pytest.raises(Mistake, match=r"agee.*Name one of age, job, or"):
-        checked("reject = agee")
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (
+            "reject = agee",
+            "line 6: [data] reject: 'agee' is no column that the model sees. Name one",
+        ),
+        ("reject = age\nimpute =\n  job\n  age.gone", "line 7: [data] impute: 'age.gone' is no"),
+        ("positive = maybe", "line 6: [data] positive = 'maybe' is not among the labels: no, yes."),
+        ("[model]\ntask = regression", "line 7: [model] task = regression, but the target is not"),
+    ],
+)
+def test_a_slip_that_only_the_rows_show_is_told_with_its_line(lines, told):
+    with pytest.raises(Mistake, match=re.escape(f"settings.ini, {told}")):
+        checked(lines)
