@@ -101,7 +101,7 @@ def answer_page(asked: Asked) -> str:
         pairs.append(("probability", f"{told[0, asked.number]:.1%}"))
     return figures(pairs, "answer")
 
-
+# %% ../../nbs/lab/812_asked.ipynb #6bbf45c3
 def odd_page(asked: Asked) -> str:
     """What the contract finds odd about the row, in sentences."""
     found = []
@@ -111,7 +111,7 @@ def odd_page(asked: Asked) -> str:
         found.append(sentence(kind, f"{said}; {ACTIONS[problem.action]}.", "odd"))
     return "".join(found) or sentence("pass", "every value is as training saw them.", "odd")
 
-
+# %% ../../nbs/lab/812_asked.ipynb #7810e0d6
 def reason_page(asked: Asked) -> str:
     """The waterfall of the row's columns."""
     told, output = asked.told, asked.output
