@@ -22,7 +22,8 @@ from services import program
 from prodml.gates.evidence import load_evidence
 from prodml.gates.examine import examine_drift, examine_fairness
 from prodml.lab import explore as opened
-from prodml.lab.challenge import Challenge, contest, decide
+from prodml.lab.challenge import Challenge
+from prodml.lab.contest import contest, decide
 from prodml.lab.errand import GRACE, send
 from prodml.lab.launcher import Launcher
 from prodml.lab.moved import came_later
@@ -105,21 +106,21 @@ def test_nothing_is_promoted_without_reason_author_or_a_good_comparison(project,
     gate = GateResult("fairness", (judge("rate", 0, 0, 0.1, 0.3, "max", 900),))
     strict = seal(candidate, [], [gate], settings, "run-strict")
     one = Challenge(settings, wait=True)
-    one.approve.click()
-    assert "compare the two first" in one.told.value
-    one.challenger.value = strict.name
-    one.compare.click()
+    one.signature.approve.click()
+    assert "compare the two first" in one.signature.told.value
+    one.roster.challenger.value = strict.name
+    one.roster.compare.click()
     assert "the champion stays" in one.page.value
-    one.reason.value = REASON
-    one.approve.click()
-    assert "so the champion stays. Nothing was changed" in one.told.value
-    one.challenger.value = project[2].name
-    one.compare.click()
+    one.signature.reason.value = REASON
+    one.signature.approve.click()
+    assert "so the champion stays. Nothing was changed" in one.signature.told.value
+    one.roster.challenger.value = project[2].name
+    one.roster.compare.click()
     assert "may take the champion" in one.page.value
     for author, reason, said in (("Ada", "better", "15 signs"), (" ", REASON, "who decides")):
-        one.author.value, one.reason.value = author, reason
-        one.approve.click()
-        assert said in one.told.value
+        one.signature.author.value, one.signature.reason.value = author, reason
+        one.signature.approve.click()
+        assert said in one.signature.told.value
     registry = open_registry(settings)
     assert registry.current() == champion.name and len(registry.journal("champion")) == 1
 
@@ -128,10 +129,13 @@ def test_a_promotion_is_written_down_and_an_outrun_one_is_told(tmp_path):
     settings, champion, challenger = explored(tmp_path)
     late = contest(settings, champion.name, challenger.name)
     one = Challenge(settings, wait=True)
-    one.compare.click()
-    one.author.value, one.reason.value = "Ada <b>", REASON
-    one.approve.click()
-    assert "entry 2 by Ada &lt;b&gt;" in one.told.value and REASON in one.journal.value
+    one.roster.compare.click()
+    one.signature.author.value, one.signature.reason.value = "Ada <b>", REASON
+    one.signature.approve.click()
+    assert (
+        "entry 2 by Ada &lt;b&gt;" in one.signature.told.value
+        and REASON in one.roster.journal.value
+    )
     entry = open_registry(settings).journal("champion")[-1]
     assert (entry.before, entry.after) == (champion.name, challenger.name)
     assert entry.evidence["comparison"]["verdict"] == "pass"
@@ -149,11 +153,17 @@ def test_reports_run_aside_and_can_be_cancelled(project):
     settings = project[0]
     one = Launcher(settings, wait=True)
     one.run.click()
-    assert "choose one gate" in one.told.value
-    one.release.value, one.gates.value, one.since.value = project[1].name, ("stability",), "2025"
+    assert "choose one gate" in one.advance.told.value
+    one.choice.release.value, one.choice.gates.value, one.choice.since.value = (
+        project[1].name,
+        ("stability",),
+        "2025",
+    )
     one.run.click()
-    assert "looks at the test part" in one.told.value and one.bar.bar_style == "danger"
-    asked = {**one.asked, "since": ""}
+    assert (
+        "looks at the test part" in one.advance.told.value and one.advance.bar.bar_style == "danger"
+    )
+    asked = {**one.choice.asked, "since": ""}
     errand = send(asked)
     threading.Timer(2, errand.cancel).start()
     begun = time.monotonic()
