@@ -2561,6 +2561,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'prodml.watch.retrain.new_rows': ('watch/retrain.html#new_rows', 'prodml/watch/retrain.py'),
                                       'prodml.watch.retrain.retrain': ('watch/retrain.html#retrain', 'prodml/watch/retrain.py')},
             'prodml.watch.schedule': { 'prodml.watch.schedule.Ran': ('watch/schedule.html#ran', 'prodml/watch/schedule.py'),
+                                       'prodml.watch.schedule._bury': ('watch/schedule.html#_bury', 'prodml/watch/schedule.py'),
                                        'prodml.watch.schedule._end': ('watch/schedule.html#_end', 'prodml/watch/schedule.py'),
                                        'prodml.watch.schedule._history': ('watch/schedule.html#_history', 'prodml/watch/schedule.py'),
                                        'prodml.watch.schedule._now': ('watch/schedule.html#_now', 'prodml/watch/schedule.py'),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -108,21 +109,46 @@ def test_two_runs_of_one_schedule_never_overlap(stand_in):
     assert not (settings.root / "try-2").exists()
 
 
-def test_a_run_that_was_killed_is_known_to_have_died_and_the_next_one_runs(stand_in):
-    settings = stand_in((0, "{}", 0))
+def killed(settings):
+    """Nothing; a run of the project was killed without a word."""
     code = "import sys, time\nfrom prodml.watch import schedule as s\nfrom pathlib import Path\n"
     code += "from prodml.settings import *\ns.attempt = lambda *told: time.sleep(60)\n"
     code += "one = Schedule('nightly')\n"
-    code += "s.run_schedule(Settings(root=Path(sys.argv[1]), schedules=(one,)), 'nightly')\n"
-    process = subprocess.Popen([sys.executable, "-c", code, str(settings.root)])
-    deadline = time.monotonic() + 30
-    while not history(settings) and time.monotonic() < deadline:
+    code += "told = {'schedules': (one,), 'notify': Notify(webhook=sys.argv[2])}\n"
+    code += "s.run_schedule(Settings(root=Path(sys.argv[1]), **told), 'nightly')\n"
+    command = [sys.executable, "-c", code, str(settings.root), settings.notify.webhook]
+    process = subprocess.Popen(command)
+    deadline, before = time.monotonic() + 30, len(history(settings))
+    while len(history(settings)) == before and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert history(settings)[0].status == "running"
+
+
+def test_a_run_that_was_killed_is_known_to_have_died_and_the_next_one_runs(stand_in):
+    settings = stand_in((0, "{}", 0))
+    killed(settings)
     assert run_schedule(settings, "nightly").status == "done"
     assert [one.status for one in history(settings)] == ["done", "died"]
+    assert history(settings)[1].said == "it was killed, or its machine stopped"
+
+
+def test_a_death_is_told_once_by_the_next_run_before_it_does_anything(stand_in):
+    with hook() as web:
+        notify = Notify(webhook=f"http://127.0.0.1:{web.port}/")
+        settings = stand_in((0, "{}", 0), notify=notify)
+        killed(settings)
+        assert not len(web)
+        for _ in range(2):  # the first tells, although it dies as well; the second knows
+            killed(settings)
+            (alarm,) = web[0]["alarms"]
+            assert len(web) == 1 and alarm["severity"] == "error"
+            said = "schedule nightly died, begun at .*: it was killed, or its machine stopped"
+            assert re.fullmatch(said, alarm["text"])
+        assert run_schedule(settings, "nightly").status == "done"
+        assert len(web) == 2 and web[1]["over"] == [alarm["key"]]
+        assert [one.status for one in history(settings)] == ["done", "died", "died", "died"]
 
 
 def test_a_run_that_is_told_to_end_leaves_nothing_behind_it(stand_in):
