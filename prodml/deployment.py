@@ -100,7 +100,8 @@ class Monitor:
     detectable: float = 0.5  # the shift, in standard deviations, that a look must be able to see
     period: str = ""  # how much time one look covers, such as 1D, 7D or 1ME; empty: 30 equal parts
     label_delay: float = 0.0  # days after which a label is expected to be there
-    predictions: str = ""  # the folder of the prediction log; empty: that of [serve]
+    row_delay: float = 0.0  # days until a table's rows are there; windows close so much later
+    predictions: str = ""  # the folder of the prediction log, or a table; empty: the log of [serve]
     labels: str = ""  # a file or URL of outcomes, or an SQLAlchemy URL; empty: /feedback only
     labels_query: str = ""  # the SQL query, for an SQLAlchemy URL
     reports: tuple[str, ...] = ("drift", "performance", "fairness")

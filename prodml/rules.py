@@ -95,6 +95,7 @@ def _watching(s: Settings) -> list[Rule]:
         (w.looks >= 1, "monitor", "looks", "at least 1"),
         (w.detectable > 0, "monitor", "detectable", "more than 0 standard deviations"),
         (w.label_delay >= 0, "monitor", "label_delay", "0 days or more"),
+        (w.row_delay >= 0, "monitor", "row_delay", "0 days or more"),
         (set(w.reports) <= set(WATCHED), "monitor", "reports", f"of {', '.join(WATCHED)}"),
         (n.severity in SEVERITIES, "notify", "severity", f"one of {', '.join(SEVERITIES)}"),
         (not n.quiet or bool(_QUIET.fullmatch(n.quiet)), "notify", "quiet", "such as 22:00-07:00"),

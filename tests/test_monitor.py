@@ -292,6 +292,39 @@ def test_rows_that_came_and_cannot_be_used_are_not_called_silence(own):
         arrive(replace(settings, monitor=asked), release, as_of="2024-09-05")
 
 
+@pytest.mark.parametrize("delay", [0.0, 3.0])
+def test_late_rows_of_a_table_are_counted_where_the_window_waits_for_them(own, delay):
+    """What comes in the three days after the end of a month is of that month, or of none."""
+    settings, release = own
+    settings = replace(
+        settings, monitor=replace(settings.monitor, predictions="rows.csv", row_delay=delay)
+    )
+    whole = stream(range(6, 9)).sort_values("applied_on", ignore_index=True)
+    late = whole.index[whole["applied_on"] < "2024-08-01"][-40:]
+    first = whole.drop(late)
+    first[first["applied_on"] < "2024-08-02"].to_csv(settings.root / "rows.csv", index=False)
+    if delay:
+        assert arrive(settings, release, as_of="2024-08-02") is None
+    else:
+        one_here(settings, release, "2024-08-02")
+    whole.to_csv(settings.root / "rows.csv", index=False)
+    look = one_here(settings, release, "2024-09-10")
+    evidence = load_evidence(release)
+    seen = {*kept_rows(evidence.contract, look).rows["(id)"]}
+    names = {*whole.loc[late, "application_id"].astype(str)}
+    assert len(names) == 40 and names & seen == (names if delay else set())
+    assert read_plan(look).until[:10] == "2024-09-01"
+
+
+def test_a_delay_of_rows_is_in_days(own):
+    settings, release = own
+    rows = stream(range(6, 8)).assign(applied_on=range(2000))
+    rows.to_csv(settings.root / "rows.csv", index=False)
+    asked = replace(settings.monitor, predictions="rows.csv", row_delay=1.0, period="")
+    with pytest.raises(Mistake, match="row_delay is in days and needs a time column of dates"):
+        arrive(replace(settings, monitor=asked), release, since="0")
+
+
 def test_an_outcome_that_is_corrected_after_it_was_judged_changes_nothing(logged):
     settings, release, frame, ids = logged
     stamp = pd.Timestamp("2024-08-01").timestamp()

@@ -90,7 +90,14 @@ def _windows(
         period = settings.monitor.period
         begin = first_begin(begin, period) if dated and period else begin
         origin = begin
-    return origin, closed_windows(origin, begin, now, settings.monitor.period), now
+    whole = _later(now, -settings.monitor.row_delay, "row_delay")
+    return origin, closed_windows(origin, begin, whole, settings.monitor.period), now
+
+
+def _later(moment: Any, days: float, key: str) -> Any:
+    if days and not isinstance(moment, pd.Timestamp):
+        raise Mistake(f"[monitor] {key} is in days and needs a time column of dates")
+    return moment + pd.Timedelta(days=days) if days else moment
 
 
 def _number(text: str) -> bool:
@@ -132,7 +139,8 @@ def _judge(
     least = settings.limits.performance.get("min_label_coverage", 0.8)
     judged, waiting = [], {}
     for window, part in found.groupby("window"):
-        share, due = part["target"].notna().mean(), _due(rows["(at)"][part.index].max(), settings)
+        share, end = part["target"].notna().mean(), rows["(at)"][part.index].max()
+        due = _later(end, settings.monitor.label_delay, "label_delay")
         if due > now:
             waiting[str(window)] = f"open until {_told(due)[:10]}"
         elif share < least:
@@ -151,13 +159,6 @@ def _apart(asked: pd.Series, known: pd.Series) -> str:
         return ""
     told = f"such as {asked.iloc[0]!r} here and {known.iloc[0]!r} there"
     return f"; none of its ids is one of the outcomes, {told}"
-
-
-def _due(end: Any, settings: Settings) -> Any:
-    delay = settings.monitor.label_delay
-    if delay and not isinstance(end, pd.Timestamp):
-        raise Mistake("[monitor] label_delay is in days and needs a time column of dates")
-    return end + pd.Timedelta(days=delay) if delay else end
 
 # %% ../../nbs/watch/708_news.ipynb #484956c4
 def _cut(
