@@ -70,7 +70,7 @@ def feedback(contract: Contract, logged: bool) -> dict[str, Any]:
     wrong = ("wrong_media", "not_outcomes", "bad_outcome", "too_many_rows")
     codes = (*wrong, *SENT, "no_log", "busy", "internal")
     said = "Take what became of rows that were answered"
-    return operation("Predict", said, content("Taken"), codes, sent=sent, status=202)
+    return operation("Learn", said, content("Taken"), codes, sent=sent, status=202)
 
 # %% ../../nbs/serve/546_openapi.ipynb #2f1df3a0
 ALSO = "rows may come, and predictions go, as application/vnd.apache.arrow.stream"
@@ -83,13 +83,13 @@ def why_paths(contract: Contract, serve: Serve, limits: Explain | None) -> Paths
     if limits is None:
         said = "Why each row is answered as it is: this release cannot tell"
         return {
-            ("POST", "/explain"): operation("Predict", said, content("Object"), codes, sent=sent)
+            ("POST", "/explain"): operation("Explain", said, content("Object"), codes, sent=sent)
         }
     most = f"at most {limits.max_rows} rows"
     told, codes = content("Explanations"), ROWS
     said = f"Why each row is answered as it is, {most}; nothing is logged"
     sent = content("Rows", example_row(contract))
-    return {("POST", "/explain"): operation("Predict", said, told, codes, sent=sent)}
+    return {("POST", "/explain"): operation("Explain", said, told, codes, sent=sent)}
 
 
 REASONS = {
