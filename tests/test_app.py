@@ -148,6 +148,8 @@ def test_each_bad_request_has_its_answer_and_is_counted(name):
     assert visits[0].counts == reply.json().get("counts", {})
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["cache-control"] == "no-store"
+    if code == "wrong_media":
+        assert "application/json" in reply.json()["error"]["message"], "what would be right"
     assert ask(app, json=ROW).status_code == 200, "and it goes on"
 
 

@@ -1,6 +1,7 @@
 """The command line as a person meets it: sentences, exit codes, and nothing lost on a mistake."""
 
 import json
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -87,6 +88,14 @@ def test_a_project_is_never_overwritten(tmp_path):
     process = prodml(*asked, cwd=tmp_path)
     assert process.returncode == 2 and "exists already" in told(process)
     assert (tmp_path / "p/settings.ini").read_text() == before
+
+
+def test_the_next_line_can_be_pasted_whatever_the_folder_is_called(tmp_path):
+    table(tmp_path)
+    asked = ("new", "Kredit für $5", "--data", "table.csv", "--target", "late")
+    *_, line = prodml(*asked, cwd=tmp_path).stdout.splitlines()
+    words = shlex.split(line.removeprefix("Next: "))
+    assert words == ["cd", "Kredit für $5", "&&", "prodml", "run"]
 
 
 def test_odd_names_a_leak_and_an_id_go_through_to_an_honest_verdict(tmp_path):

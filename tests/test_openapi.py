@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import httpx
@@ -161,6 +162,16 @@ def test_units_ranges_levels_and_policies_are_said():
     assert row["age"]["x-policy"] == {"missing": "reject", "range": "reject"}
     assert row["debt"]["x-range"] == [0.0, 0.7] and row["town"]["x-levels"][0] == "a"
     assert "flagged" in row["town"]["description"] and "refused" in row["job"]["description"]
+
+
+def test_a_large_bound_is_told_to_the_last_digit():
+    """`1.26834e+06`, rounded up, would invite a value that is then flagged."""
+    named, age, *others = COLUMNS
+    columns = (named, replace(age, maximum=1268339.0), *others)
+    wide = replace(CONTRACTS["binary"], columns=columns)
+    told = row_schema(wide)["properties"]["age"]["description"]
+    text, _ = page(openapi(stand_in(wide).scorer, Serve(), [("POST", "/predict")]))
+    assert "18 to 1268339" in told and text.count("18 to 1268339") >= 2 and "e+06" not in text
 
 
 def test_a_server_with_tokens_says_so():

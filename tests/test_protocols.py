@@ -280,6 +280,8 @@ def test_metadata_and_health_are_as_published(app, small):
     assert model_name(small.contract) == service_name(small.contract.name) == NAME
     assert model_name(replace(small.contract, name="My_model.2")) == "My_model.2"
     assert model_name(replace(small.contract, name="../etc")) == "etc"
+    accents = replace(small.contract, name="Kredit Ünïts")
+    assert model_name(accents) == service_name(accents.name) == "kredit-units"
 
 
 SECRET = "a-secret-value"

@@ -8,6 +8,7 @@ __all__ = ['new', 'run', 'train']
 # %% ../../nbs/commands/972_make.ipynb #3b590c42
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -56,7 +57,7 @@ def new(
     lines = [f"Made {path}: read it, the limits in it are yours to set."]
     at = place_of(read_settings(path), "card").rpartition(" ")[2]
     lines += [f"Fill in [card] (line {at}): without it a model is examined, and will not ship."]
-    answer(as_json, {"settings": path}, [*lines, f"Next: cd {folder} && prodml run"])
+    answer(as_json, {"settings": path}, [*lines, f"Next: cd {quote(str(folder))} && prodml run"])
 
 # %% ../../nbs/commands/972_make.ipynb #9c3a2f81
 @app.command()

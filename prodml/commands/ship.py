@@ -69,7 +69,9 @@ def build(
 # %% ../../nbs/commands/978_ship.ipynb #710864cf
 @app.command()
 def serve(
-    name: Annotated[str, typer.Argument(help="A release; else the champion.")] = "",
+    name: Annotated[
+        str, typer.Argument(help="A release, to stay; else the champion, and who follows it.")
+    ] = "",
     port: Annotated[int | None, typer.Option(help="The port; of the settings by default.")] = None,
     project: ProjectOption = Path("."),
 ) -> None:

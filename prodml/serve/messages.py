@@ -32,7 +32,7 @@ FAILURES: Mapping[str, tuple[int, str]] = {
     "slow_body": (408, "The body did not arrive within the time-out; send it again."),
     "body_too_large": (413, "The body has more bytes than are taken."),
     "too_many_rows": (413, "There are more rows than are answered at a time."),
-    "wrong_media": (415, "The body is of a media type that is not taken."),
+    "wrong_media": (415, "The body is of a media type that is not taken; application/json is."),
     "arrow_compressed": (415, "An Arrow stream holds compressed batches; gzip the body instead."),
     "arrow_type": (415, "A column of an Arrow stream is neither of numbers nor of texts."),
     "wrong_encoding": (415, "The body is encoded; send it as it is, or as gzip."),

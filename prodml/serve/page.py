@@ -65,7 +65,7 @@ def field(name: str, column: Described) -> str:
         inner += f'<datalist id="{listed}">{options}</datalist>'
     told = f" <small>{escaped(unit)}</small>" if unit else ""
     low, high = column.get("x-range", [None, None])
-    bounds = "" if low is None or high is None else f"{low:g} to {high:g}"
+    bounds = "" if low is None or high is None else f"{low:.12g} to {high:.12g}"
     hint = f'<span class="bounds">{bounds}</span>' if bounds else ""
     return f"<label>{escaped(name)}{told}{inner}{hint}</label>"
 
@@ -95,7 +95,7 @@ def holds(column: Described) -> str:
             return f'<span class="levels">{shown}</span>'
         summary = f"<summary>{len(levels)} levels</summary>"
         return f'<details class="levels">{summary}{shown}{more}</details>'
-    told = "" if low is None or high is None else f"{low:g} to {high:g}"
+    told = "" if low is None or high is None else f"{low:.12g} to {high:.12g}"
     return f"{told} {unit}".strip()
 
 

@@ -57,7 +57,7 @@ def described(column: Column) -> str:
         told = f"one of {len(column.levels)} levels"
     elif not told:
         told = "a whole number" if column.type == "integer" else "a number"
-        told += "" if low is None or high is None else f" from {low:g} to {high:g}"
+        told += "" if low is None or high is None else f" from {low:.12g} to {high:.12g}"
     said = f"{told}{f' ({column.unit})' if column.unit else ''}"
     unusual = []
     if column.levels:
