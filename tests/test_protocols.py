@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from processes import plain_server
+from processes import plain_server, post
 from released import released, told
 
 from prodml.contract import Column, Contract
@@ -672,6 +672,21 @@ def test_tritons_client_may_press_and_ask_for_the_likeliest(triton, small):
     assert best.shape == (3, 1)
     value, index, label = best[0, 0].decode().split(":")
     assert label == small.contract.classes[int(index)] and float(value) >= 0.5
+
+
+@pytest.mark.parametrize("asked", [None, True, False], ids=["default", "binary", "json"])
+def test_tritons_client_gets_reasons(triton, small, asked):
+    outputs = None
+    if asked is not None:
+        names = "label", "reason_codes"
+        outputs = [triton.http.InferRequestedOutput(n, binary_data=asked) for n in names]
+    wanted = {"outputs": outputs, "parameters": {"reason_codes": 2}}
+    found = triton.client.infer(NAME, triton.inputs(small.rows[:3]), **wanted)
+    url = f"http://{triton.client._parsed_url.netloc}/predict?reason_codes=2"
+    expected = [row["reasons"] for row in post(url, small.rows[:3])[1]["predictions"]]
+    assert [json.loads(text) for text in found.as_numpy("reason_codes")] == expected
+    assert "reason_codes" in triton.client.get_model_metadata(NAME)["parameters"]
+    assert "reason_codes" not in str(triton.client.infer(NAME, triton.inputs(small.rows[:3])))
 
 
 def test_tritons_client_reads_what_was_wrong(triton, small):

@@ -35,7 +35,7 @@ from prodml.serve.features import write_features
 from prodml.serve.function import lambda_handler, service_app
 from prodml.serve.reasons import explain_frame, explain_rows, load_explainer
 from prodml.serve.scorer import load_scorer
-from prodml.serve.tensors import model_name
+from prodml.serve.tensors import input_tensors, model_name, tensor
 from prodml.serve.why import Reasons
 from prodml.serve.wording import Wording, value_text, wrong_text
 from prodml.settings import Mistake, Serve
@@ -253,24 +253,156 @@ def test_a_number_of_reasons_that_is_none_is_refused(small, query):
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "bad_parameter")
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v2/models/{name}/infer", {}),
-        ("/v1/models/{name}:predict", {"instances": []}),
-        ("/invocations", {"dataframe_records": []}),
-    ],
-)
-def test_a_form_without_a_place_for_reasons_says_so(small, path, body):
-    scorer = load_scorer(small.folder)
+PLACES = {
+    "/v2/models/{name}/infer": ({}, '"parameters": {"reason_codes": 3}'),
+    "/v1/models/{name}:predict": ({"instances": []}, "ask /predict or /explain"),
+    "/invocations": ({"dataframe_records": []}, '"params": {"reason_codes": 3}'),
+}
+
+
+@pytest.mark.parametrize("path", PLACES)
+def test_an_address_without_a_place_for_reasons_says_where_to_ask(small, path):
+    scorer, (body, right) = load_scorer(small.folder), PLACES[path]
     app, path = App(scorer), path.format(name=model_name(scorer.contract))
     described = ask(app, "/openapi.json", b"", method="GET").json()
     for query in ("reason_codes=2", "reason%5Fcodes=2", "a=b&reason_codes="):
         reply = ask(app, f"{path}?{query}", body)
         assert (reply.status_code, reply.json()["code"]) == (400, "bad_parameter")
+        assert right in reply.json().get("error", reply.json().get("message"))
     assert "bad_parameter" not in ask(app, f"{path}?no_reason_codes=2", body).text
     known = [one for one in described["paths"] if one.rpartition("/")[2] == path.rpartition("/")[2]]
     assert known and all("bad_parameter" in json.dumps(described["paths"][one]) for one in known)
+
+
+# In the words of other servers --------------------------------------------------------------------
+
+
+def infer(app, rows, many, path="", **more):
+    """The reply of the Open Inference Protocol to the rows, asked for so many reasons each."""
+    contract, name = app.scorer.contract, model_name(app.scorer.contract)
+    given = [
+        {**one, "shape": [len(rows)], "data": [row.get(one["name"]) for row in rows]}
+        for one in [*input_tensors(contract), tensor(contract.id_column, "BYTES")]
+    ]
+    asked = {"inputs": given, "parameters": {"reason_codes": many}} | more
+    return ask(app, f"/v2/models/{name}{path}/infer", asked)
+
+
+def invoked(app, rows, many):
+    """The reply of the data frame protocol to the rows, asked for so many reasons each."""
+    asked = {"dataframe_records": rows, "params": {"reason_codes": many, "other": "ignored"}}
+    return ask(app, "/invocations", asked)
+
+
+def led_by(reply):
+    """The reasons of each row in the reply of either."""
+    told = reply.json()
+    assert reply.status_code == 200, told
+    if "predictions" in told:
+        return [one["reasons"] for one in told["predictions"]]
+    (one,) = [one for one in told["outputs"] if one["name"] == "reason_codes"]
+    assert one["datatype"] == "BYTES" and one["shape"] == [len(one["data"])]
+    return [json.loads(text) for text in one["data"]]
+
+
+def known_rows(one, many=20):
+    """Rows of the release without a missing value, which FP32 in JSON has no word for."""
+    both = zip(one.rows, one.ids, strict=True)
+    rows = [row | {"application_id": name} for row, name in both if None not in row.values()]
+    return rows[:many]
+
+
+def test_the_parameters_of_other_servers_forms_give_the_reasons_of_predict(one):
+    app, rows = App(load_scorer(one.folder)), known_rows(one)
+    told = ask(app, "/predict?reason_codes=3", rows).json()["predictions"]
+    expected = [row["reasons"] for row in told]
+    assert led_by(infer(app, rows, 3)) == led_by(invoked(app, rows, 3)) == expected
+    outputs = {one["name"]: one["data"] for one in infer(app, rows, 3).json()["outputs"]}
+    assert outputs["label"] == [row["label"] for row in told]
+    few = infer(app, rows, 3, outputs=[{"name": "label"}]).json()["outputs"]
+    assert [one["name"] for one in few] == ["label", "reason_codes"], "asked for beside the others"
+    only = infer(app, rows, 3, outputs=[{"name": "reason_codes"}]).json()["outputs"]
+    assert [one["name"] for one in only] == ["reason_codes"]
+    release = f"/versions/{one.folder.name}"
+    assert led_by(infer(app, rows, 3, release)) == expected
+    plain = ask(app, "/invocations", {"dataframe_records": rows}).json()["predictions"]
+    assert all("reasons" not in row for row in plain)
+
+
+@pytest.mark.parametrize("many", [0, 51, -1, 1.5, "3", True, None, [3]])
+@pytest.mark.parametrize("form", [infer, invoked])
+def test_a_number_of_reasons_in_a_body_that_is_none_is_refused(small, form, many):
+    reply = form(App(load_scorer(small.folder)), known_rows(small, 1), many)
+    assert (reply.status_code, reply.json()["code"]) == (400, "bad_parameter")
+
+
+@pytest.mark.parametrize("form", [infer, invoked])
+def test_the_limits_of_reasons_hold_in_every_form(small, tmp_path, form):
+    app = App(load_scorer(small.folder), why=Reasons(Explain(max_rows=5)))
+    heard, rows = [], known_rows(small, 6)
+    app.observers.append(heard.append)
+    many = form(app, rows, 2)
+    assert (many.status_code, many.json()["code"]) == (413, "too_many_rows") and not heard
+    assert len(led_by(form(app, rows[:5], 2))) == 5
+    assert [len(one.ids) for one in heard] == [5], "it is a decision like any other"
+    bad = form(app, [rows[0] | {"age": 1e39}], 2)
+    assert (bad.status_code, bad.json()["code"]) == (400, "rows_refused")
+    (tmp_path / "slow").mkdir()
+    slow = sampled(small, tmp_path / "slow")
+    hasty = App(slow, why=Reasons(Explain(seconds=0.001)))
+    assert len(led_by(form(hasty, rows[:3], 2))) == 3
+    bare = App(replace(load_scorer(small.folder), folder=None))
+    none = form(bare, rows[:1], 2)
+    assert (none.status_code, none.json()["code"]) == (501, "no_explanation")
+    assert "not loaded from a release" in none.text
+
+
+@pytest.mark.parametrize("form", [infer, invoked])
+def test_the_release_that_answers_gives_the_reasons_in_every_form(small, tmp_path, form):
+    rival = released(tmp_path, kind="linear", id="application_id")
+    pair = Pair(load_scorer(small.folder), load_scorer(rival.folder), "canary", 0.5)
+    app, rows = App(pair), known_rows(small, 60)
+    told = ask(app, "/predict?reason_codes=30", rows).json()["predictions"]
+    assert len({row["release"] for row in told}) == 2
+    assert led_by(form(app, rows, 30)) == [row["reasons"] for row in told]
+
+
+def test_rows_by_id_get_reasons_in_every_form(small, tmp_path):
+    url = f"memory:{tmp_path}"
+    rows = known_rows(small)
+    write_features(url, rows, id="application_id")
+    serve = Serve(features=url, features_timeout=5)
+    app = create_app(small.folder, **checks(small.settings), serve=serve)
+    ids = [{"application_id": row["application_id"]} for row in rows]
+    expected = led_by(invoked(app, rows, 3))
+    assert led_by(invoked(app, ids, 3)) == expected
+    names = [row["application_id"] for row in rows]
+    given = {"name": "application_id", "datatype": "BYTES", "shape": [len(ids)], "data": names}
+    assert led_by(infer(app, rows, 3, inputs=[given])) == expected
+
+
+def test_reasons_in_other_forms_are_described(small):
+    app = App(load_scorer(small.folder))
+    described = ask(app, "/openapi.json", b"", method="GET").json()
+    components = {"components": described["components"]}
+    name = model_name(app.scorer.contract)
+    forms = ((f"/v2/models/{name}/infer", infer), ("/invocations", invoked))
+    for path, form in forms:
+        one = described["paths"][path]["post"]
+        assert "reason_codes" in one["summary"] and "501" in one["responses"]
+        schema = one["responses"]["200"]["content"]["application/json"]["schema"]
+        told = form(app, known_rows(small), 2).json()
+        Draft202012Validator({**schema, **components}).validate(told)
+        sent = one["requestBody"]["content"]["application/json"]["schema"]
+        asked = {"parameters": {"reason_codes": 99}, "params": {"reason_codes": 99}}
+        example = one["requestBody"]["content"]["application/json"]["example"]
+        check = Draft202012Validator({**sent, **components})
+        assert check.is_valid(example) and not check.is_valid(example | asked)
+    known = ask(app, f"/v2/models/{name}", b"", method="GET").json()
+    assert "reason_codes" in known["parameters"]
+    assert all(one["name"] != "reason_codes" for one in known["outputs"])
+    bare = App(replace(load_scorer(small.folder), folder=None))
+    assert "parameters" not in ask(bare, f"/v2/models/{name}", b"", method="GET").json()
 
 
 def test_a_long_body_is_explained_by_the_loop_of_the_server_as_well(small):

@@ -18,8 +18,9 @@ import msgspec
 from ..contract import CODES, Contract
 from ..deployment import Explain, Serve
 from prodml.serve.messages import (
+    COUNT,
     FAILURES,
-    MOST_REASONS,
+    LED,
     content,
     failures,
     message_schemas,
@@ -95,8 +96,8 @@ def why_paths(contract: Contract, serve: Serve, limits: Explain | None) -> Paths
 REASONS = {
     "name": "reason_codes",
     "in": "query",
-    "description": "How many of the columns that led to each answer are told beside it.",
-    "schema": {"type": "integer", "minimum": 1, "maximum": MOST_REASONS},
+    "description": LED,
+    "schema": COUNT,
     "example": 3,
 }
 
@@ -132,9 +133,9 @@ def own_paths(contract: Contract, serve: Serve, limits: Explain | None = None) -
 def v2_paths(contract: Contract, release: str) -> Paths:
     """The paths of the Open Inference Protocol."""
     tag, anything, known = "Open Inference Protocol", content("Object"), content("ModelMetadata")
-    sent, codes = content("Tensors", tensor_example(contract)), FORM
+    sent, codes = content("Tensors", tensor_example(contract)), (*FORM, "no_explanation")
     told = content("TensorAnswer") | text_of("application/octet-stream")
-    said = "A prediction for each row of tensors"
+    said = "A prediction for each row of tensors; parameters may ask for reason_codes"
     found = {
         ("GET", "/v2"): operation(tag, "What the server is", anything),
         ("GET", "/v2/health/live"): operation(tag, "Whether the server lives", anything),
@@ -176,9 +177,10 @@ def frame_paths(contract: Contract) -> Paths:
     csv.writer(table, lineterminator="\n").writerows([one.keys(), one.values()])
     sent = content("Frame", {"dataframe_split": split}) | text_of("text/csv", table.getvalue())
     sent |= text_of("application/jsonlines", msgspec.json.encode(one).decode())
-    told, said = content("Predictions"), "A prediction for each row of a data frame"
+    told, codes = content("Predictions"), (*FORM, "no_explanation")
+    said = "A prediction for each row of a data frame; params may ask for reason_codes"
     return {
-        ("POST", "/invocations"): operation(tag, said, told, FORM, "FrameError", sent),
+        ("POST", "/invocations"): operation(tag, said, told, codes, "FrameError", sent),
         ("GET", "/ping"): operation(tag, "Whether it takes requests", {}),
         ("GET", "/health"): operation(tag, "The same, by MLflow's name", {}),
     }
