@@ -1,4 +1,4 @@
-"""What every test shares: one thread a library, the real data sets, and where the repository is."""
+"""What every test shares: one thread a library, the same examples, and where the repository is."""
 
 import os
 import subprocess
@@ -7,10 +7,16 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
+# The same examples in each run, on a slow machine too; others by --hypothesis-profile=search.
+patient = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("search", **patient)
+settings.register_profile("same", **patient, derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -26,6 +32,15 @@ def data():
     if not DATA.is_dir():
         pytest.skip("no folder of real data sets beside the repository")
     return DATA
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bentoml_home(tmp_path_factory):
+    """The folder where BentoML keeps what it makes, which no other process of tests uses."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("bentoml_home")
+        patch.setenv("BENTOML_HOME", str(home))
+        yield home
 
 
 def pytest_pyfunc_call(pyfuncitem):

@@ -91,7 +91,7 @@ def tables(draw):
     return pa.table(columns) if columns else pa.table({"amount": pa.nulls(rows)})
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(tables(), st.integers(1, 12))
 def test_a_stream_is_read_as_its_rows_would_be(table, chunk):
     same(table, chunk)

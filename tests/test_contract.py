@@ -35,7 +35,7 @@ rows = st.lists(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(rows, st.sampled_from([None, object]))
 def test_a_row_and_a_table_get_the_same_answer(sent, dtype):
     by_row = check_rows(CONTRACT, sent)

@@ -92,7 +92,7 @@ def clash(text, row):
     return text[:1] + json.dumps(next(iter(row))) + ": 1, " + text[1:] if row else text
 
 
-@settings(max_examples=600, deadline=2000)
+@settings(max_examples=600, deadline=20_000)
 @given(
     rows=st.lists(ROW, max_size=4) | st.lists(ROW | WILD | NUMBER, max_size=5),
     times=st.sampled_from([1, 1, 8]),
@@ -116,7 +116,7 @@ def test_quick_and_exact_agree_on_rows(rows, times, form, ascii_only, space, twi
         assert found == "duplicate_key"
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300, deadline=20_000)
 @given(st.binary(max_size=80) | st.text(max_size=80).map(str.encode))
 def test_any_bytes_get_rows_or_a_code(body):
     try:

@@ -36,7 +36,7 @@ def rows(n, seed, shift=0.0, missing=0.05):
 KNOWN = profile(rows(6000, 0), CONTRACT, windows=np.arange(6000) // 200, sketch=False)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=5), st.randoms())
 def test_parts_counted_in_any_order_add_up_to_the_whole(cuts, chance):
     table = rows(400, 1)

@@ -109,7 +109,7 @@ def test_the_counts_are_those_of_a_profile_of_the_same_rows(task):
 VALUES = st.lists(st.floats(width=32), min_size=1, max_size=60)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(VALUES, VALUES)
 def test_any_number_falls_in_the_bin_of_the_profile(train, later):
     bins = make_bins(pd.Series(train, dtype="float32"))
@@ -119,7 +119,7 @@ def test_any_number_falls_in_the_bin_of_the_profile(train, later):
     np.testing.assert_array_equal(ruler.place(values), bins.place(pd.Series(values)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 500), min_size=2, max_size=42), st.data())
 def test_the_index_is_that_of_the_report(reference, data):
     size = len(reference)

@@ -163,7 +163,7 @@ def test_without_metrics_nothing_is_counted_off_the_path(tmp_path):
     assert {key[0] for key in quiet.gauge.counts} == {"score"} and quiet.log is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0, 5000), max_size=50))
 def test_times_fall_into_buckets_that_prometheus_can_add(seconds):
     metrics = Metrics()
@@ -339,7 +339,7 @@ KEYS = st.lists(st.text(max_size=5), min_size=1, max_size=3).map(tuple)
 TOTALS = st.dictionaries(KEYS, st.lists(st.floats(0, 1e9), min_size=1, max_size=4), max_size=5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TOTALS, st.dictionaries(KEYS, st.floats(-1e9, 1e9), max_size=3))
 def test_what_is_packed_is_unpacked(found, levels):
     totals = {key: np.array(value, float) for key, value in found.items()}

@@ -326,7 +326,7 @@ def test_a_class_itself_is_a_factory():
 # Properties.
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans()), min_size=1, max_size=30),
 )
@@ -341,7 +341,7 @@ def test_auto_threshold_selects_as_nearly_as_can_be_as_many_as_there_are(rows):
     assert 0 <= threshold <= 1 and (missed == allowed or at_one)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 3), min_size=20, max_size=200), st.booleans())
 def test_the_tail_leaves_every_class_to_be_learned(target, ordered):
     target = np.array(sorted(target) if ordered else target)

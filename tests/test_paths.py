@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from released import PASSED, released, sealed, told
 
@@ -166,7 +166,7 @@ ENCODINGS = st.sampled_from([None, "gzip", "identity", "deflate", "GZIP "])
 PATHS = st.sampled_from(
     ["/predict", "/feedback", "/explain", "/nowhere", "/v2", "//predict", "/%00"]
 )
-quick = settings(max_examples=250, deadline=2000, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=250, deadline=20_000)
 
 
 @quick

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import plain_server, post
 from released import released, told
@@ -557,9 +557,7 @@ def test_a_fault_of_the_model_is_told_without_details(small):
     assert status == 500 and answer["error_code"] == "INTERNAL_ERROR"
 
 
-quick = settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+quick = settings(max_examples=80)
 VALUE = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
 DEEP = st.recursive(
     VALUE,

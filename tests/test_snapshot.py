@@ -115,7 +115,7 @@ COLUMNS = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.fixed_dictionaries(COLUMNS), min_size=1, max_size=8))
 def test_the_digest_is_the_same_for_any_format_chunking_and_type(rows):
     frame = pd.DataFrame(rows)
