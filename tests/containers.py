@@ -184,7 +184,7 @@ class Podman:
         environment = os.environ | self.environment
         environment["CONTAINERS_CONF"] = str(self.folder / "run.conf")
         command = ["podman", *map(str, arguments)]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert not check or run.returncode == 0, f"podman {arguments}: {run.stderr}"
         return run.stdout.strip()
 

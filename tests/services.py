@@ -29,9 +29,16 @@ def program(name):
     return found or absent(f"no {name} here: apt-get install {name}")
 
 
+def connects(port):
+    """Whether a connection is taken at `port`."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
+        return True
+    return False
+
+
 @contextlib.contextmanager
-def running(command, port, log, timeout=60, env=None):
-    """The process of `command` once it takes connections at `port`; its group is ended after."""
+def running(command, port, log, timeout=300, env=None, ready=connects):
+    """The process of `command` once it is `ready` at `port`; its group is ended after."""
     with open(log, "ab") as out:
         process = subprocess.Popen(
             list(map(str, command)),
@@ -44,7 +51,7 @@ def running(command, port, log, timeout=60, env=None):
         while True:
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"{command[0]} did not start: {Path(log).read_text()[-2000:]}")
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5):
+            if ready(port):
                 break
             time.sleep(0.02)
         yield process
@@ -54,7 +61,7 @@ def running(command, port, log, timeout=60, env=None):
                 os.killpg(process.pid, sign)
             if sign != signal.SIGCONT:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
+                    process.wait(60)
                     break
 
 
@@ -62,6 +69,16 @@ def redis_server(port, folder):
     """A running Redis at `port`, its process as a context manager; nothing of it is kept."""
     command = [program("redis-server"), "--bind", "127.0.0.1", "--port", port, "--save", ""]
     return running([*command, "--dir", folder], port, folder / "redis.log")
+
+
+def postgres_answers(port):
+    """Whether PostgreSQL answers at `port`: it takes connections before it does."""
+    import psycopg
+
+    with contextlib.suppress(psycopg.OperationalError):
+        psycopg.connect(f"host=127.0.0.1 port={port} user=postgres connect_timeout=5").close()
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -84,7 +101,7 @@ def postgres_server(port, folder):
     subprocess.run(made, check=True, capture_output=True, cwd="/")
     options = ["-p", port, "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
     command = [*first, place / "postgres", "-D", data, *options]
-    with running(command, port, folder / "postgres.log") as process:
+    with running(command, port, folder / "postgres.log", ready=postgres_answers) as process:
         yield process
         process.send_signal(signal.SIGINT)  # it waits for no client then
-        process.wait(10)
+        process.wait(60)
