@@ -281,7 +281,7 @@ def test_a_slow_body_and_a_slow_model_have_their_time():
         began = time.monotonic()
         status, told = raw(app, messages)
         assert (status, told["error"]["code"]) == (408, "slow_body")
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 30
 
     async def sleep(request):
         await asyncio.sleep(60)
@@ -341,8 +341,10 @@ def test_a_fault_of_the_model_reaches_all_that_asked_together_and_no_detail_does
 def test_beyond_what_can_be_in_hand_clients_are_told_to_come_back():
     app = made(concurrency=3)
 
+    shed_enough = asyncio.Event()
+
     async def wait(request):
-        await asyncio.sleep(0.2)
+        await asyncio.wait_for(shed_enough.wait(), 60)
         return await_reply
 
     await_reply = app.routes["GET", "/healthz"](None)
@@ -350,9 +352,13 @@ def test_beyond_what_can_be_in_hand_clients_are_told_to_come_back():
 
     async def all_at_once():
         async with client(app) as one:
-            asked = [one.post("/predict", json=ROW) for _ in range(10)]
-            probes = [one.get(path) for path in ("/readyz", "/ping", "/v2/health/live")]
-            return await asyncio.gather(*asked), await asyncio.gather(*probes)
+            asked = [asyncio.create_task(one.post("/predict", json=ROW)) for _ in range(10)]
+            while sum(task.done() for task in asked) < 7:
+                await asyncio.sleep(0.01)
+            paths = ("/readyz", "/ping", "/v2/health/live")
+            probes = await asyncio.gather(*map(one.get, paths))
+            shed_enough.set()
+            return await asyncio.gather(*asked), probes
 
     replies, probes = asyncio.run(all_at_once())
     shed = [reply for reply in replies if reply.status_code == 503]
@@ -367,7 +373,7 @@ def test_a_long_request_leaves_the_event_loop_to_others():
     def slow(columns):
         if len(columns["income"]) > 1:
             entered.set()
-            assert go.wait(10)
+            assert go.wait(60)
         return model(columns)
 
     app = made(slow, max_rows=10_000)
@@ -375,7 +381,7 @@ def test_a_long_request_leaves_the_event_loop_to_others():
     async def together():
         async with client(app) as one:
             long = asyncio.create_task(one.post("/predict", json=[ROW] * 5000))
-            await asyncio.to_thread(entered.wait, 10)
+            await asyncio.to_thread(entered.wait, 60)
             quick = await one.post("/predict", json=ROW), await one.get("/readyz")
             assert not long.done()
             go.set()
@@ -495,9 +501,10 @@ def test_tokens_that_cannot_be_are_told_at_the_start(tmp_path, monkeypatch):
 
 
 def test_asked_to_stop_it_says_so_answers_still_and_hurries():
-    app = made(drain=0.3, timeout=60)
+    app, begun = made(drain=1.5, timeout=60), asyncio.Event()
 
     async def wait(request):
+        begun.set()
         await asyncio.sleep(60)
 
     app.routes["POST", "/slow"] = wait
@@ -505,7 +512,7 @@ def test_asked_to_stop_it_says_so_answers_still_and_hurries():
     async def scenario():
         async with client(app) as one:
             slow = asyncio.create_task(one.post("/slow", json=ROW))
-            await asyncio.sleep(0.05)
+            await begun.wait()
             app.guard.stop()
             ready = [await one.get(path) for path in ("/readyz", "/v2/health/ready", "/ping")]
             alive = [await one.get(path) for path in ("/livez", "/healthz")]
@@ -516,7 +523,7 @@ def test_asked_to_stop_it_says_so_answers_still_and_hurries():
     replies = asyncio.run(scenario())
     assert [reply.status_code for reply in replies[3:]] == [200, 200, 200, 503]
     assert replies[0].status_code == 503 and {r.status_code for r in replies[1:3]} <= {400, 503}
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
 
 
 def test_closing_ends_what_was_begun_and_calls_each_closer_once():
@@ -529,10 +536,10 @@ def test_closing_ends_what_was_begun_and_calls_each_closer_once():
 
 def test_inflating_stops_at_the_limit():
     bomb = gzip.compress(bytes(10**7)) * 20
-    began = time.monotonic()
+    began = time.thread_time()
     with pytest.raises(Unanswerable):
         inflate(bomb, 10**6)
-    assert time.monotonic() - began < 1
+    assert time.thread_time() - began < 0.2
     assert inflate(b"", 10) == b"" and len(inflate(gzip.compress(bytes(10**6)), 10**6)) == 10**6
 
 

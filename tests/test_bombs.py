@@ -23,10 +23,10 @@ MOST = 4_000_000
 
 def test_gzip_of_very_many_members_is_refused_soon() -> None:
     one = gzip.compress(b"")
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(Unanswerable):
         inflate(one * (MOST // len(one)), MOST)
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 1
 
 
 @pytest.mark.parametrize("size", [0, 1, PORTION - 1, PORTION, 3 * PORTION, MOST])
@@ -82,9 +82,10 @@ def test_a_dictionary_is_not_copied_for_each_batch() -> None:
     words = pyarrow.array([str(i) for i in range(200_000)])
     coded = pyarrow.DictionaryArray.from_arrays(pyarrow.array([], pyarrow.int32()), words)
     batch = pyarrow.record_batch([coded], names=["a"])
-    began = time.perf_counter()
-    read_stream(written(*[batch] * 2_000), 10, {"a"})
-    assert time.perf_counter() - began < 1
+    body = written(*[batch] * 2_000)
+    began = time.thread_time()
+    read_stream(body, 10, {"a"})
+    assert time.thread_time() - began < 1
 
 
 def test_missing_places_of_a_dictionary_are_missing() -> None:

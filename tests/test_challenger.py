@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import BIN, console_said, free_port, post, prodml, server
+from processes import BIN, console_said, free_port, post, prodml, server, until
 from released import FAILED, PASSED, Released, released, sealed, told
 
 from prodml.release.attestation import Refused
@@ -360,7 +360,7 @@ def test_a_full_queue_drops_and_counts_and_delays_nobody(two):
     let_go, run = threading.Event(), app.pair.challenger.run
 
     def slow(columns):
-        let_go.wait(30)
+        let_go.wait(600)
         return run(columns)
 
     app.swap(replace(app.pair, challenger=replace(app.pair.challenger, run=slow)))
@@ -369,7 +369,7 @@ def test_a_full_queue_drops_and_counts_and_delays_nobody(two):
     for row in range(200):
         status, answer = ask(app, "/predict", named(two, [row]))
         assert status == 200 and two.wrong([row], answer) < 1e-6
-    assert time.perf_counter() - began < 10  # the challenger would have taken 30 s for one row
+    assert time.perf_counter() - began < 300  # the challenger would have taken 600 s for one row
     assert app.trial.tally["shadow_dropped"] == 150
     let_go.set()
     app.trial.settle()
@@ -407,20 +407,20 @@ def test_a_request_in_hand_ends_with_the_release_it_began_with(two):
 
     def slow(columns):
         began.set()
-        let_go.wait(30)
+        let_go.wait(300)
         return run(columns)
 
     app.swap(Pair(replace(app.pair.champion, run=slow)))
     found = []
     thread = threading.Thread(target=lambda: found.append(ask(app, "/predict", two.old.rows[:3])))
     thread.start()
-    assert began.wait(30)
+    assert began.wait(300)
     assert change(app, two.old.folder.parent.parent, two.checks, Pointer(two.new.folder.name))
     status, answer = ask(app, "/predict", two.old.rows[:3])
     assert answer["release"] == two.new.folder.name and two.wrong(range(3), answer) < 1e-6
     assert ask(app, "/metadata", None)[1]["release"] == two.new.folder.name
     let_go.set()
-    thread.join(30)
+    thread.join(300)
     status, answer = found[0]
     assert status == 200 and answer["release"] == two.old.folder.name
     assert two.wrong(range(3), answer) < 1e-6
@@ -536,11 +536,8 @@ def test_old_models_are_freed(two):
             gone = weakref.ref(app.pair.champion)
             change(app, folder, two.checks, Pointer(names[number % 2]))
             assert ask(app, "/predict", two.old.rows[:50])[0] == 200
-            end = time.monotonic() + 5
-            while gone() is not None and time.monotonic() < end:  # observers may hold it a while
-                gc.collect()
-                time.sleep(0.05)
-            assert gone() is None
+            # observers may hold it a while
+            assert until(lambda gone=gone: gc.collect() >= 0 and gone() is None)
 
     swap(6)
     before = resident()
@@ -562,17 +559,19 @@ folder = Path(sys.argv[1])
 write_pointer(folder, Pointer("a"))
 follower = Follower(folder / CURRENT, change, every=60)
 follower.start()
-for wanted in (1, 2, 3):
-    end = time.monotonic() + 20
-    while len(asked) < wanted and time.monotonic() < end:
+def refused(wanted):
+    end = time.monotonic() + 60
+    while follower.tally['refused'] < wanted and time.monotonic() < end:
         time.sleep(0.01)
+for wanted in (1, 2, 3):
+    refused(wanted)
     os.kill(os.getpid(), signal.SIGHUP)
-time.sleep(0.2)
+refused(4)
 follower.close()
 print(asked, follower.tally['refused'])
 """
     run = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=300
     )
     assert run.stdout.split("\n")[0] == "['a', 'a', 'a', 'a'] 4", run.stdout + run.stderr
 
@@ -599,9 +598,9 @@ class Load:
     def stop(self):
         self.going = False
         for thread in self.threads:
-            thread.join(60)
+            thread.join(300)
 
-    def more(self, many, seconds=60):
+    def more(self, many, seconds=300):
         """Nothing; so many more were answered, or failed."""
         wanted, end = len(self.told) + many, time.monotonic() + seconds
         while len(self.told) + len(self.faults) < wanted and time.monotonic() < end:
@@ -615,7 +614,7 @@ class Load:
         return found
 
     def ask(self, number):
-        connection = http.client.HTTPConnection(self.place, timeout=30)
+        connection = http.client.HTTPConnection(self.place, timeout=120)
         turn = 0
         while self.going:
             first, turn = (number * 37 + turn * 3) % (len(self.two.old.rows) - 3), turn + 1
@@ -670,14 +669,14 @@ def answered_rows(counts):
     return sum(value for name, value in counts.items() if name.startswith("prodml_rows_total"))
 
 
-def published(url, rows, seconds=30):
+def published(url, rows, seconds=300):
     """The metrics of the server, and its counts of rows, once both workers have told all of them.
 
     Each publishes its own once a second.
     """
     end, counts = time.monotonic() + seconds, {}
     while time.monotonic() < end:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=120) as reply:
             shown = reply.read().decode()
         lines = [line.rpartition(" ") for line in shown.splitlines() if "_rows_total{" in line]
         counts = {name: float(value) for name, _, value in lines}

@@ -282,7 +282,7 @@ def test_a_shadow_test_is_compared_from_its_log_and_plain_papermill_will_do(two)
     assert told["verdict"] == "pass" and "shown on day" in told["why"][0], told
     plain = [sys.executable, "-m", "papermill", ROOT / "templates/reports/comparison.ipynb"]
     named = ["-p", "champion", stale, "-p", "challenger", fresh, "--no-progress-bar"]
-    made = subprocess.run([*plain, folder / "out.ipynb", *named], capture_output=True, timeout=300)
+    made = subprocess.run([*plain, folder / "out.ipynb", *named], capture_output=True, timeout=900)
     assert made.returncode == 0, made.stderr[-2000:]
     turned = ["-p", "champion", fresh, "-p", "challenger", stale, "--no-progress-bar"]
     failed = subprocess.run([*plain, folder / "no.ipynb", *turned], capture_output=True)

@@ -12,7 +12,7 @@ import urllib.request
 import pandas as pd
 import pytest
 from conftest import ROOT
-from processes import BIN, free_port, post, prodml, server
+from processes import BIN, free_port, post, prodml, server, until
 
 from prodml.demo import stream
 
@@ -72,16 +72,13 @@ def windows(url, rows, features, many):
         time.sleep(max(0.0, WINDOW - (time.monotonic() - began)))
 
 
-def follows(url, release, seconds=10.0):
-    """Whether the server answers with `release` within so many seconds; two, if it is not busy."""
-    end = time.monotonic() + seconds
-    while served(url) != release and time.monotonic() < end:
-        time.sleep(0.2)
-    return served(url) == release
+def follows(url, release):
+    """Whether the server comes to answer with `release`; in two seconds, if it is not busy."""
+    return until(lambda: served(url) == release)
 
 
 def served(url):
-    with urllib.request.urlopen(f"{url}/metadata", timeout=10) as reply:
+    with urllib.request.urlopen(f"{url}/metadata", timeout=120) as reply:
         return json.load(reply)["release"]
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from explored import explored
+from processes import free_port
 from services import program
 
 from prodml.gates.evidence import load_evidence
@@ -24,7 +24,7 @@ from prodml.gates.examine import examine_drift, examine_fairness
 from prodml.lab import explore as opened
 from prodml.lab.challenge import Challenge
 from prodml.lab.contest import contest, decide
-from prodml.lab.errand import GRACE, send
+from prodml.lab.errand import send
 from prodml.lab.launcher import Launcher
 from prodml.lab.moved import came_later
 from prodml.release.registry import Outrun, open_registry
@@ -169,7 +169,7 @@ def test_reports_run_aside_and_can_be_cancelled(project):
     begun = time.monotonic()
     with pytest.raises(Mistake, match="cancelled"):
         errand.listen(lambda text, share: None)
-    assert time.monotonic() - begun < 20 and errand.process.poll() is not None
+    assert time.monotonic() - begun < 120 and errand.process.poll() is not None
 
 
 # In a real browser
@@ -177,6 +177,7 @@ def test_reports_run_aside_and_can_be_cancelled(project):
 CHROMIUM = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync".split()
 CHROMIUM += "--disable-background-networking --disable-component-update".split()
 CHROMIUM += ["--disable-dev-shm-usage"]
+PATIENCE = 120_000  # milliseconds for what comes within a second on a machine with nothing to do
 USER = {
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -188,18 +189,13 @@ USER = {
 def browser():
     """A headless Chromium; without one the tests are skipped, but not where CI is true."""
     path = program("chromium")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as started:
         shown = started.chromium.launch(executable_path=path, args=CHROMIUM)
         yield shown
         shown.close()
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -226,14 +222,14 @@ def exploring(folder, place, *more):
     finally:
         started.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            started.wait(20)
+            started.wait(60)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
 
 
 def answered(log, process):
     """The address with its token, once the server answers; another token is refused."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()[-2000:]
         if found := re.search(r"^http://127\.0\.0\.1:\S+token=\S+$", log.read_text(), re.M):
@@ -248,6 +244,7 @@ def answered(log, process):
 def watched(browser):
     """A page, and the addresses outside of this machine that it asked for."""
     page, outside = browser.new_page(viewport={"width": 1360, "height": 1000}), []
+    page.set_default_timeout(PATIENCE)
     own = ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")
 
     def failed(request):  # one that the policy forbids never leaves
@@ -288,7 +285,7 @@ def drive(page, settings, challenger, many):
     """What a person does: move, decide, run; the journal holds `many` entries after."""
     from playwright.sync_api import expect
 
-    expect(page.locator(".prodml-answer")).to_be_visible(timeout=60_000)
+    expect(page.locator(".prodml-answer")).to_be_visible()
     reasons = page.locator("svg[aria-label^='What moved']")
     before = reasons.get_attribute("aria-label")
     page.locator(".widget-slider .noUi-handle").nth(2).focus()
@@ -296,24 +293,24 @@ def drive(page, settings, challenger, many):
         page.keyboard.press("ArrowRight")
     expect(reasons).not_to_have_attribute("aria-label", before)
     page.get_by_role("tab", name="Threshold").click()
-    expect(page.locator(".prodml-verdict")).to_be_visible(timeout=20_000)
+    expect(page.locator(".prodml-verdict")).to_be_visible()
     page.get_by_role("tab", name="Challenger").click()
     assert page.get_by_label("challenger").input_value().startswith(challenger.name)
     page.get_by_role("button", name="Compare").click()
-    expect(page.locator(".prodml-compared")).to_contain_text("pass", timeout=20_000)
+    expect(page.locator(".prodml-compared")).to_contain_text("pass")
     page.get_by_role("button", name="Approve and promote").click()
     expect(page.locator(".prodml-told.error")).to_contain_text("needs a reason")
     assert len(open_registry(settings).journal("champion")) == many - 1
     page.get_by_label("reason").fill(REASON)
     page.keyboard.press("Tab")
     page.get_by_role("button", name="Approve and promote").click()
-    expect(page.locator(".prodml-decided")).to_contain_text(f"entry {many}", timeout=20_000)
+    expect(page.locator(".prodml-decided")).to_contain_text(f"entry {many}")
     expect(page.locator(".prodml-journal")).to_contain_text(REASON)
     assert open_registry(settings).current() == challenger.name
     page.get_by_role("tab", name="Reports").click()
     page.get_by_label("gates").select_option("drift")
     page.get_by_role("button", name="Run the reports").click()
-    expect(page.locator(".prodml-run")).to_contain_text("drift", timeout=60_000)
+    expect(page.locator(".prodml-run")).to_contain_text("drift")
     return page.locator(".prodml-run a").get_attribute("href")
 
 
@@ -325,18 +322,18 @@ def test_explored_in_the_browser(tmp_path, browser):
     with exploring(settings.root, tmp_path) as address:
         page, outside = watched(browser)
         page.goto(address, wait_until="domcontentloaded")
-        page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=60_000)
+        page.wait_for_selector("#jupyterlab-splash", state="detached")
         run_all(page)
         way = drive(page, settings, challenger, 2)
         assert way.startswith("/files/reports/")
         with page.context.expect_page() as other:
             page.locator(".prodml-run a").click()
-        expect(other.value.locator("body")).to_contain_text("newest rows", timeout=20_000)
+        expect(other.value.locator("body")).to_contain_text("newest rows")
         assert not outside
         page.close()
     with exploring(settings.root, tmp_path / "app", "--app", "--theme", "dark") as address:
         page, outside = watched(browser)
-        page.goto(address, wait_until="domcontentloaded", timeout=60_000)
+        page.goto(address, wait_until="domcontentloaded")
         assert drive(page, settings, champion, 3).startswith("data:text/html;base64,")
         assert not outside
         page.close()
@@ -344,13 +341,12 @@ def test_explored_in_the_browser(tmp_path, browser):
 
 def test_an_errand_is_cancelled_also_where_its_parent_ignores_the_signal():
     """As a JupyterLab does that was begun in the background of a shell."""
-    start = 'print(\'{"text": "on", "share": 0.1}\', flush=True); import time; time.sleep(60)'
+    start = 'print(\'{"text": "on", "share": 0.1}\', flush=True); import time; time.sleep(600)'
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         slow = send({}, start)
     finally:
         signal.signal(signal.SIGINT, before)
-    began = time.monotonic()
     with pytest.raises(Mistake, match="cancelled"):
         slow.listen(lambda text, share: slow.cancel())
-    assert time.monotonic() - began < GRACE
+    assert slow.process.returncode == -signal.SIGINT  # by itself, not by force

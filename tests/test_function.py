@@ -221,7 +221,7 @@ class RuntimeInterface(ThreadingHTTPServer):
         self.events, self.answers = queue.Queue(), queue.Queue()
         self.daemon_threads = True
 
-    def invoke(self, event, timeout=60):
+    def invoke(self, event, timeout=300):
         """(kind, what the function said) of one event."""
         self.events.put(event)
         return self.answers.get(timeout=timeout)
@@ -278,7 +278,7 @@ def function(folder, python, log):
         )
     interface.process = process.pid
     try:
-        kind, said = interface.answers.get(timeout=60)
+        kind, said = interface.answers.get(timeout=300)
         yield interface, kind, said, time.monotonic() - start
     finally:
         process.kill()
@@ -295,7 +295,7 @@ def test_the_runtime_client_gets_the_answers_of_predict(small, folder, app, tmp_
             while True:
                 kind, answer = interface.invoke(event)
                 while kind == "asks":
-                    kind, answer = interface.answers.get(timeout=30)
+                    kind, answer = interface.answers.get(timeout=300)
                 return kind, answer
 
         for event in SENDERS:
@@ -417,7 +417,7 @@ def test_what_runs_beside_a_mounted_model_is_started(small, tmp_path, told):
         assert app.follower.thread.is_alive()
     if not told:
         close_app(app)
-    app.follower.thread.join(5)
+    app.follower.thread.join(60)
     assert not app.follower.thread.is_alive()
 
 
@@ -449,8 +449,8 @@ parent.get("/readyz")(lambda: "ready")
     command = [sys.executable, "-m", "uvicorn", "parent:parent", "--port", port]
     command += ["--root-path", prefix] if prefix else []
     with server(command, port, tmp_path / "log", cwd=tmp_path) as url:
-        answer = httpx.post(f"{url}/model/predict", json=small.rows[:300], timeout=30)
-        assert httpx.get(f"{url}/model/livez").status_code == 200
+        answer = httpx.post(f"{url}/model/predict", json=small.rows[:300], timeout=120)
+        assert httpx.get(f"{url}/model/livez", timeout=120).status_code == 200
     found = told(small, answer.json()["predictions"])
     assert answer.status_code == 200 and np.abs(found - small.answers[:300]).max() < 1e-6
     assert "Traceback" not in (tmp_path / "log").read_text()

@@ -21,17 +21,17 @@ class Protocol(HttpToolsProtocol):
     """uvicorn's, for these tests alone."""
 
 
-bounded(Protocol, most=4_000, seconds=0.6)
+bounded(Protocol, most=4_000, seconds=1.5)
 
 
 async def echo(scope, receive, send):
-    """Answers with the length of the body, after a second where the path says so."""
+    """Answers with the length of the body, after a while where the path says so."""
     size, more, tail = 0, True, scope["path"] == "/early"
     while more and not tail:
         message = await receive()
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
     if scope["path"] == "/slow":
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(3)
     said = b"%d" % size
     head = {"status": 200, "headers": [(b"content-length", b"%d" % len(said))]}
     await send({"type": "http.response.start", **head})
@@ -42,7 +42,7 @@ async def echo(scope, receive, send):
 def address(request):
     """Where a server listens, in each event loop."""
     told = {"http": Protocol, "loop": request.param, "log_level": "critical", "lifespan": "off"}
-    server = uvicorn.Server(uvicorn.Config(echo, port=0, timeout_keep_alive=30, **told))
+    server = uvicorn.Server(uvicorn.Config(echo, port=0, timeout_keep_alive=120, **told))
     server.capture_signals = contextlib.nullcontext
     thread = Thread(target=server.run)
     thread.start()
@@ -50,13 +50,13 @@ def address(request):
         thread.join(0.01)
     yield server.servers[0].sockets[0].getsockname()
     server.should_exit = True
-    thread.join(10)
+    thread.join(60)
 
 
 def talk(address, *pieces, pause=0.05):
     """(all that is said until the server closes, how long that took) to `pieces`, or a wait."""
     began = time.monotonic()
-    with socket.create_connection(address, timeout=8) as line:
+    with socket.create_connection(address, timeout=60) as line:
         for piece in pieces:
             with contextlib.suppress(OSError):  # it may have been closed by now
                 time.sleep(piece if isinstance(piece, float) else pause)
@@ -69,20 +69,21 @@ def talk(address, *pieces, pause=0.05):
 
 
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
+SOON = 30  # seconds, where nothing would end the connection otherwise
 WHOLE, LAST = POST + b"\r\n12345", POST + b"Connection: close\r\n\r\n12345"
 CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def test_a_silent_connection_is_let_go_and_half_a_head_is_told(address):
     told, seconds = talk(address)
-    assert told == b"" and seconds < 3
-    told, seconds = talk(address, POST, b"a: b\r\n", 0.2, b"c: d\r\n", 0.2, b"e: f\r\n", 0.2, b"g:")
-    assert told.startswith(b"HTTP/1.1 408 ") and seconds < 3
+    assert told == b"" and seconds < SOON
+    told, seconds = talk(address, POST, b"a: b\r\n", 0.6, b"c: d\r\n", 0.6, b"e: f\r\n", 0.6, b"g:")
+    assert told.startswith(b"HTTP/1.1 408 ") and seconds < SOON
     assert json.loads(told.partition(b"\r\n\r\n")[2])["error"]["code"] == "slow_head"
     told, seconds = talk(address, WHOLE, POST)  # of the second request
-    assert told.count(b"HTTP/1.1 200 ") == 1 == told.count(b"HTTP/1.1 408 ") and seconds < 3
+    assert told.count(b"HTTP/1.1 200 ") == 1 == told.count(b"HTTP/1.1 408 ") and seconds < SOON
     told, seconds = talk(address, WHOLE, b"\r\n")  # what is no beginning of anything
-    assert told.count(b"HTTP/1.1") == 1 and seconds < 3
+    assert told.count(b"HTTP/1.1") == 1 and seconds < SOON
 
 
 @pytest.mark.parametrize("first", [b"", WHOLE], ids=["first", "later"])
@@ -97,7 +98,7 @@ def test_a_head_without_end_is_refused(address, first):
 def test_trailers_without_end_are_refused(address):
     many = [b"x: %s\r\n" % (b"x" * 1000) for _ in range(12)]
     told, seconds = talk(address, CHUNKED, b"1\r\na\r\n", b"0\r\n", *many, pause=0.01)
-    assert b" 200 " not in told and seconds < 3
+    assert b" 200 " not in told and seconds < SOON
 
 
 def test_who_asks_properly_is_answered(address):
@@ -107,11 +108,11 @@ def test_who_asks_properly_is_answered(address):
         (WHOLE, LAST): 2,
         (WHOLE + WHOLE + LAST,): 3,  # at once
         (WHOLE + POST, b"\r\n", b"12345" + LAST): 3,
-        (*(LAST[i : i + 1] for i in range(len(LAST))),): 1,
+        (*(LAST[i : i + 2] for i in range(0, len(LAST), 2)),): 1,
         (large, *[b"x" * 100_000] * 3): 1,
-        (large, 0.9, b"x" * 300_000): 1,  # how long a body may take is for the application
+        (large, 2.0, b"x" * 300_000): 1,  # how long a body may take is for the application
         (CHUNKED, *[b"1\r\na\r\n"] * 20, b"0\r\n\r\n" + LAST): 2,
-        (slow + LAST[:40], 0.8, LAST[40:]): 2,  # the first is still being answered
+        (slow + LAST[:40], 2.0, LAST[40:]): 2,  # the first is still being answered
         (slow, LAST): 2,
         (large.replace(b": close", b": x") + b"x" * 300_000 + LAST[:40], LAST[40:]): 2,
     }.items():

@@ -231,9 +231,9 @@ for start in range(0, len(rows), 500):
     body = json.dumps({"rows": rows[start : start + 500]}).encode()
     head = {"content-type": "application/json"}
     asked = urllib.request.Request("http://127.0.0.1:3000/predict", body, head)
-    print(urllib.request.urlopen(asked, timeout=30).read().decode())
+    print(urllib.request.urlopen(asked, timeout=120).read().decode())
 """
-READY = "import urllib.request as u; u.urlopen('http://127.0.0.1:3000/readyz', timeout=2)"
+READY = "import urllib.request as u; u.urlopen('http://127.0.0.1:3000/readyz', timeout=10)"
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ def test_the_image_serves_every_row_with_no_rights_and_no_network(small, podman,
     closed += ["--memory", "400m", "--pids-limit", "100", "--no-healthcheck"]
     closed += ["--volume", f"{tmp_path / 'rows.json'}:/rows.json:ro"]
     podman("run", "--detach", "--name", name, *closed, made["image"])
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not podman("exec", name, "python", "-c", f"{READY}; print(1)", check=False):
         running = podman("inspect", name, "--format", "{{.State.Running}}")
         assert running == "true" and time.monotonic() < end, podman("logs", name)
@@ -302,7 +302,7 @@ def test_the_image_serves_every_row_with_no_rights_and_no_network(small, podman,
     found = [one for answer in answers for one in answer["predictions"]]
     assert len(found) == len(small.answers) > 300
     assert np.abs(told(small, found) - small.answers).max() < 1e-6
-    podman("stop", "--time", "15", name)
+    podman("stop", "--time", "60", name)
     assert podman("inspect", name, "--format", "{{.State.ExitCode}}") == "0"
 
 

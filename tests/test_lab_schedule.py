@@ -43,7 +43,7 @@ def lab(tmp_path_factory):
         url = f"http://127.0.0.1:{port}/scheduler/{path}"
         head = {"Authorization": f"token {TOKEN}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(urllib.request.Request(url, data, head), timeout=60) as reply:
+        with urllib.request.urlopen(urllib.request.Request(url, data, head), timeout=120) as reply:
             return json.load(reply)
 
     with running(command, port, place / "server.log", env=env):
@@ -55,7 +55,7 @@ def ended(lab, notebook, **parameters):
     (kind, *_) = lab.ask("runtime_environments")
     asked = {"name": notebook, "input_uri": notebook, "output_formats": ["ipynb", "html"]}
     asked |= {"runtime_environment_name": kind["name"], "parameters": parameters}
-    number, deadline = lab.ask("jobs", asked)["job_id"], time.monotonic() + 180
+    number, deadline = lab.ask("jobs", asked)["job_id"], time.monotonic() + 600
     while True:
         job = lab.ask(f"jobs/{number}")
         if job["status"] in ("COMPLETED", "FAILED") or time.monotonic() > deadline:

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from listeners import hook
 from monitored import PASSED, monitored, told
-from processes import BIN, free_port, post, prodml, server
+from processes import BIN, free_port, post, prodml, server, until
 from released import plain
 from scipy.stats import binom
 
@@ -32,6 +32,7 @@ from prodml.gates.performance import Answers, performance
 from prodml.gates.reference import reference_profile
 from prodml.ini import parse_settings
 from prodml.release.store import seal
+from prodml.serve.answers import read_feedback, read_predictions
 from prodml.serve.segments import Segments
 from prodml.settings import Mistake
 from prodml.snapshot import Parts
@@ -138,7 +139,7 @@ def test_a_look_that_is_killed_at_any_point_is_ended_by_the_next(made, tmp_path)
     signs = (looks_folder(settings) / "lock", place, pages / "drift.ipynb", pages / "drift.json")
     for sign in signs:
         process = subprocess.Popen(command, **QUIET)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not sign.exists():
             assert process.poll() is None and time.monotonic() < deadline, sign
             time.sleep(0.002)
@@ -165,7 +166,7 @@ def test_two_monitors_at_once_are_one(own):
 
 def test_a_lock_whose_owner_was_killed_holds_nobody_up(tmp_path):
     code = "import sys, time\nfrom prodml.watch.lock import alone\n"
-    code += "with alone(sys.argv[1], 'monitor'):\n print('in', flush=True)\n time.sleep(60)"
+    code += "with alone(sys.argv[1], 'monitor'):\n print('in', flush=True)\n time.sleep(600)"
     command = [sys.executable, "-c", code, str(tmp_path / "lock")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "in\n"
@@ -631,7 +632,8 @@ def test_what_a_real_server_answers_and_is_told_is_looked_at(tmp_path, monkeypat
         ended = zip(ids, people["default"], strict=False)
         outcomes = [{"id": one, "label": label} for one, label in ended]
         assert post(f"{url}/feedback", outcomes)[0] == 202
-        time.sleep(1.5)
+        log = root / "log"
+        assert until(lambda: len(read_predictions(log)) == len(read_feedback(log)) == 800)
         first, again = looked(settings), looked(settings)
     assert first.returncode in (0, 3) and told(first)["rows"] == 800, first.stderr
     assert again.returncode == 0 and told(again)["verdict"] is None, again.stderr

@@ -14,7 +14,7 @@ import pytest
 import schemathesis
 import schemathesis.checks as checks
 from conftest import ROOT
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -130,9 +130,7 @@ def test_examples_that_no_model_of_this_kind_answers_are_not_given():
     assert not examples(item["post"]["requestBody"]["content"])
 
 
-quick = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+quick = settings(max_examples=150)
 VALUES = st.one_of(
     st.none(),
     st.booleans(),
@@ -288,9 +286,9 @@ PROMISED += ("response_headers_conformance", "response_schema_conformance")
 
 
 def test_schemathesis_finds_no_answer_that_was_not_described(url):
-    described = httpx.get(f"{url}/openapi.json").json()
+    described = httpx.get(f"{url}/openapi.json", timeout=120).json()
     schema = schemathesis.openapi.from_dict(described)
-    schema.config.update(base_url=url)
+    schema.config.update(base_url=url, request_timeout=120)
     promised = [getattr(checks, name) for name in PROMISED]
     asked = set()
     for result in schema.get_all_operations():
@@ -300,10 +298,8 @@ def test_schemathesis_finds_no_answer_that_was_not_described(url):
 
         @settings(
             max_examples=15,
-            deadline=None,
             database=None,
             phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
         )
         @given(case=operation.as_strategy())
         def ask(case):

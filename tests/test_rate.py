@@ -43,11 +43,11 @@ def bearer(token):
 
 
 def test_who_asks_too_often_is_told_to_wait_and_others_are_not():
-    app = made(rate=0.5, burst=3)
+    app = made(rate=0.01, burst=3)
     replies = ask(app, *[("POST", "/predict", {})] * 5)
     assert [reply.status_code for reply in replies] == [200] * 3 + [429] * 2
     assert replies[-1].json()["error"]["code"] == "too_often" and FAILURES["too_often"][0] == 429
-    assert replies[-1].headers["retry-after"] == "2"
+    assert 90 < int(replies[-1].headers["retry-after"]) <= 100
     assert ask(app, ("POST", "/predict", {}), peer="192.0.2.2")[0].status_code == 200
     named = ask(app, ("POST", "/predict", bearer("anything-that-nobody-checks")))
     assert named[0].status_code == 429, "a header that nobody checks makes no new client"
@@ -111,7 +111,7 @@ def test_a_good_token_is_the_client_wherever_it_comes_from(monkeypatch):
     assert TOKEN not in str(vars(app)) and OTHER not in str(vars(app))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rate=st.floats(0.01, 1000),
     burst=st.integers(0, 50),
@@ -171,17 +171,18 @@ def test_the_description_tells_of_it_where_it_is_limited():
 def test_a_real_server_knows_who_asks(tmp_path):
     """BentoML hands on the address, and what a proxy of this machine says of who is behind it."""
     small = released(tmp_path / "small", kind="linear")
-    serve = Serve(rate=0.01, burst=2)
+    serve = Serve(rate=0.001, burst=2)
     folder, port = render_service(replace(small.settings, serve=serve), small.folder), free_port()
     command = [BIN / "bentoml", "serve", "--host", "127.0.0.1", "--port", port]
     home = {"BENTOML_HOME": str(tmp_path)}
     with server(command, port, tmp_path / "log", home, folder) as url:
 
         def codes(**headers):
-            one = {"json": small.rows[0], "headers": headers}
+            one = {"json": small.rows[0], "headers": headers, "timeout": 120}
             return [httpx.post(f"{url}/predict", **one).status_code for _ in range(3)]
 
         assert codes() == [200, 200, 429]
-        assert httpx.get(f"{url}/readyz").status_code == httpx.get(f"{url}/metrics").status_code
+        probes = [httpx.get(f"{url}{path}", timeout=120) for path in ("/readyz", "/metrics")]
+        assert [reply.status_code for reply in probes] == [200, 200]
         behind = {"x-forwarded-for": "192.0.2.77"}
         assert codes(**behind) == [200, 200, 429]

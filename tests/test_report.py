@@ -15,6 +15,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from nbformat import v4
+from processes import until
 
 from prodml.report.index import TROUBLES, read_reports, write_index
 from prodml.report.outcome import check_parameters, outcome
@@ -104,8 +105,8 @@ def ran(tmp_path_factory):
         {},
         "r1",
         jobs=2,
-        timeout=120,
-        cell_timeout=5,
+        timeout=300,
+        cell_timeout=15,
         progress=lambda *said: told.append(said),
         note="synthetic data",
     )
@@ -163,14 +164,15 @@ def test_junit_says_the_same(ran):
 
 
 def gone(pid):
-    for _ in range(100):
+    """Whether the process has come to its end."""
+
+    def ended():
         try:
-            if Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z":
-                return True
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except OSError:
             return True
-        time.sleep(0.05)
-    return False
+
+    return until(ended)
 
 
 HOLD = "import ctypes; ctypes.PyDLL(None).sleep(600)"  # keeps the interpreter's lock: deaf
@@ -181,12 +183,15 @@ HOLD = "import ctypes; ctypes.PyDLL(None).sleep(600)"  # keeps the interpreter's
 def test_the_whole_report_has_a_time_and_its_kernel_ends_with_it(tmp_path, cell, warm):
     pids = "import os; open('{}', 'w').write(str(os.getpid()))".format(tmp_path / "pid")
     path = template(tmp_path, "slow", show("slow"), pids, "1", cell, "2")
-    start = time.monotonic()
-    run = run_report(path, tmp_path / "out", {}, "r1", timeout=6, warm=warm)
-    assert run.status == "error" and "6 seconds" in run.error
-    assert time.monotonic() - start < 40
+    for seconds in (6, 30, 120):  # a busy machine may need more to come as far as the cell
+        start = time.monotonic()
+        run = run_report(path, tmp_path / "out", {}, f"r{seconds}", timeout=seconds, warm=warm)
+        assert run.status == "error" and f"{seconds} seconds" in run.error
+        assert time.monotonic() - start < seconds + 100
+        states = [c.metadata.papermill.status for c in nbformat.read(run.notebook, 4).cells[-3:]]
+        if states[0] == "completed":
+            break
     assert gone(int((tmp_path / "pid").read_text()))
-    states = [c.metadata.papermill.status for c in nbformat.read(run.notebook, 4).cells[-3:]]
     assert states == ["completed", "failed", "pending"]
 
 

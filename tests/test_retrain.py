@@ -237,7 +237,7 @@ def test_a_retrain_that_is_killed_at_a_step_can_be_run_again(project, state):
     settings, old = project
     ini = str(settings.root / "settings.ini")
     code = KILLED.format(tests=str(Path(__file__).parent), state=state, ini=ini)
-    dead = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300)
+    dead = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=900)
     assert dead.returncode == -signal.SIGKILL, dead.stderr[-2000:]
     served = current(settings)
     assert (served == old) == (state != "promoted")

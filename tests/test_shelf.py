@@ -1,9 +1,10 @@
 """Releases on a shelf: half of one is never taken for it, whatever breaks off on the road."""
 
+import contextlib
 import os
 import signal
 import subprocess
-import time
+import urllib.request
 from dataclasses import replace
 
 import fsspec.implementations.local
@@ -139,7 +140,7 @@ def test_killed_at_every_file_no_half_release_is_left(tmp_path, way):
     for number in range(1, 40):
         process = fork.Process(target=work, args=(number,))
         process.start()
-        process.join(60)
+        process.join(300)
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
@@ -244,7 +245,12 @@ def test_on_google_cloud_storage(tmp_path):
     env |= {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false", "GOOGLE_CLOUD_PROJECT": "test"}
     command = [python.parent / "gcp-storage-emulator", "start", "--host", "127.0.0.1"]
     command += ["--port", port, "--in-memory", "--default-bucket", "bucket"]
-    with running(command, port, tmp_path / "log", env=env):
-        time.sleep(0.5)
+
+    def ready(port):
+        with contextlib.suppress(OSError):
+            address = f"http://127.0.0.1:{port}/storage/v1/b/bucket"
+            return urllib.request.urlopen(address, timeout=10).status == 200
+
+    with running(command, port, tmp_path / "log", env=env, ready=ready):
         done = told(python, "gs://bucket/some/releases", tmp_path, env)
     assert done.stdout.strip() == "done", done.stderr[-3000:]

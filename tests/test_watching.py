@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import signal
-import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
-from processes import BIN, free_port, post, server
+from processes import BIN, eventually, free_port, post, server, until
 from prometheus_client.parser import text_string_to_metric_families
 from released import released
 from services import program, running
@@ -53,7 +52,7 @@ def service(small, tmp_path):
 
 def shown(url):
     """{(name, labels): value} of all that `/metrics` shows."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=120) as reply:
         text = reply.read().decode()
     families = text_string_to_metric_families(text)
     return {(s.name, *sorted(s.labels.items())): s.value for f in families for s in f.samples}
@@ -83,9 +82,9 @@ def test_a_service_is_watched_through_kills_and_to_its_end(small, service):
     port, url, log, stop = service
     first = ask(small, url, 200)
     assert post(f"{url}/predict", [{"age": "x"}])[0] == 422
-    time.sleep(2)  # both workers have published
-    found = [shown(url) for _ in range(6)]
-    for one in found:  # whichever worker is asked
+
+    def published():
+        one = shown(url)
         assert total(one, "prodml_rows_total") == total(one, "prodml_score_count") == 200
         assert total(one, "prodml_requests_total", path="/predict", status="422") == 1
         assert total(one, "prodml_refusals_total", code="rows_refused") == 1
@@ -94,20 +93,25 @@ def test_a_service_is_watched_through_kills_and_to_its_end(small, service):
         assert total(one, "prodml_drift_rows", window="hour", column="age") == 200
         for stage in ("parse", "validate", "predict", "log", "encode"):
             assert total(one, "prodml_stage_seconds_count", stage=stage) >= 200, stage
+
+    eventually(published)  # they are, once a second
+    for _ in range(6):  # whichever worker is asked
+        published()
     killed = workers(port)[0].pid
     os.kill(killed, signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while len(living(url) - {str(killed)}) < 2 and time.monotonic() < deadline:
-        time.sleep(0.2)
+    assert until(lambda: len(living(url) - {str(killed)}) == 2)
     second = ask(small, url, 100, start=200)
     outcomes = [
         {"id": name, "label": small.contract.classes[i % 2]} for i, name in enumerate(second)
     ]
     assert post(f"{url}/feedback", outcomes) == (202, {"taken": 100})
     assert post(f"{url}/feedback", {"id": "a", "label": "perhaps"})[0] == 422
-    time.sleep(2)
-    one = shown(url)
-    assert total(one, "prodml_rows_total") == 300 and total(one, "prodml_workers") == 2
+
+    def still():
+        one = shown(url)
+        assert total(one, "prodml_rows_total") == 300 and total(one, "prodml_workers") == 2
+
+    eventually(still)
     third = ask(small, url, 20, start=300)
     stop()
     frame = read_predictions(log)
@@ -154,25 +158,27 @@ def test_prometheus_answers_every_question_of_the_dashboard(small, service, tmp_
     command = [binary, f"--config.file={tmp_path}/prometheus.yml"]
     command += [f"--storage.tsdb.path={tmp_path}/tsdb", f"--web.listen-address=127.0.0.1:{port}"]
     with running(command, port, tmp_path / "prometheus.log"):
-        end = time.monotonic() + 8
-        while time.monotonic() < end:
-            ask(small, url, 20, age=90)
-            post(f"{url}/predict", [{"age": "x"}])
 
         def query(expression):
             plain = expression.replace("$__rate_interval", "10s")
             asked = urllib.parse.urlencode({"query": plain})
             address = f"http://127.0.0.1:{port}/api/v1/query?{asked}"
-            with urllib.request.urlopen(address, timeout=10) as reply:
+            with urllib.request.urlopen(address, timeout=120) as reply:
                 told = json.load(reply)
             assert told["status"] == "success", expression
             return told["data"]["result"]
 
         quiet = {"RowsBreakTheContract", "LogLosesRows", "PredictionsFail", "PredictionsSlow"}
-        for place, expression in expressions():
-            found = query(expression)
-            assert found or place in quiet or "dropped" in expression, place
-        moved = {one["metric"]["column"] for one in query(dict(expressions())["RowsDrift"])}
-        assert "age" in moved
-        assert query('ALERTS{alertname="RowsDrift", column="age"}')
+
+        def answered():
+            ask(small, url, 20, age=90)
+            post(f"{url}/predict", [{"age": "x"}])
+            for place, expression in expressions():
+                found = query(expression)
+                assert found or place in quiet or "dropped" in expression, place
+            moved = {one["metric"]["column"] for one in query(dict(expressions())["RowsDrift"])}
+            assert "age" in moved
+            assert query('ALERTS{alertname="RowsDrift", column="age"}')
+
+        eventually(answered)
     assert Path(rules).exists()

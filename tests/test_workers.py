@@ -11,7 +11,7 @@ import time
 import numpy as np
 import psutil
 import pytest
-from processes import BIN, free_port, server
+from processes import BIN, free_port, server, until
 from released import released
 
 from prodml.serve.build import render_service
@@ -44,7 +44,7 @@ def workers(port):
 
 def client(port, rows, end, told, lost):
     """Nothing; asks for one row after another until `end`, and again where a worker went away."""
-    link, at = http.client.HTTPConnection("127.0.0.1", port, timeout=20), 0
+    link, at = http.client.HTTPConnection("127.0.0.1", port, timeout=120), 0
     while time.monotonic() < end:
         row = at % len(rows)
         try:
@@ -65,8 +65,8 @@ def test_a_killed_worker_loses_only_what_is_in_its_hands(small, tmp_path):
     port, told, lost = free_port(), [], []
     command = [BIN / "bentoml", "serve", "--host", "127.0.0.1", "--port", port]
     with server(command, port, tmp_path / "log", {"BENTOML_HOME": str(tmp_path)}, service):
+        assert until(lambda: len(workers(port)) == 2)
         before = workers(port)
-        assert len(before) == 2
         end = time.monotonic() + SECONDS
         rows = small.rows[:50]
         threads = [
@@ -80,9 +80,7 @@ def test_a_killed_worker_loses_only_what_is_in_its_hands(small, tmp_path):
         killed = len(told)
         for one in threads:
             one.join()
-        deadline = time.monotonic() + 30
-        while len(workers(port)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.2)
+        assert until(lambda: len(workers(port)) == 2)
         again = {one.pid for one in workers(port)}
     shutil.rmtree(service, ignore_errors=True)
     assert {status for _, status, _ in told} == {200} and len(told) > killed
