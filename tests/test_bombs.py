@@ -11,9 +11,10 @@ import pytest
 
 from prodml.serve import arrow
 from prodml.serve.decoder import Unreadable
+from prodml.serve.flat import NotArrow
 from prodml.serve.frames import asked_rows
 from prodml.serve.segments import Segments, read_segments, salvage
-from prodml.serve.stream import NotArrow, read_stream
+from prodml.serve.stream import read_stream
 from prodml.serve.tensors import read_wanted, tensor_values
 from prodml.serve.wire import MEMBERS, PORTION, Unanswerable, inflate
 from prodml.settings import Mistake

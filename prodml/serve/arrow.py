@@ -16,9 +16,10 @@ import numpy as np
 
 from ..contract import Column, Contract, Ledger, check_values
 from .decoder import Decoded, Unreadable, check_column, quick_array, with_ids
+from .flat import BATCH, HEAD, SCHEMA, NotArrow
 from .messages import FAILURES
 from .scorer import Answered, chosen_classes, problem_facts
-from .stream import BATCH, HEAD, SCHEMA, NotArrow, Piece, read_stream
+from .stream import Piece, read_stream
 
 MEDIA = "application/vnd.apache.arrow.stream"
 
