@@ -31,8 +31,9 @@ from prodml.serve.answers import labelled_predictions, read_feedback, read_predi
 from prodml.serve.outcomes import BadOutcome, read_outcomes
 from prodml.serve.predictions import PredictionLog, Recorder, is_logged
 from prodml.serve.scorer import Answered, Scorer, score
-from prodml.serve.segments import Segment, Segments, encode, salvage, whole_messages
+from prodml.serve.segments import Segments, encode, salvage
 from prodml.serve.single import Single
+from prodml.serve.whole import Segment, whole_messages
 
 CONTRACT = small_contract()
 SCORER = even_chances(CONTRACT)

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from .segments import take_lock
+from .whole import take_lock
 
 # %% ../../nbs/serve/520_tally.ipynb #d6615fb9
 Key = tuple[str, ...]

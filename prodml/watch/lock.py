@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..serve.segments import take_lock
+from ..serve.whole import take_lock
 from ..settings import Mistake
 
 # %% ../../nbs/watch/702_lock.ipynb #4c12f58c
