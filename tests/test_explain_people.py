@@ -16,9 +16,10 @@ from prodml.explain.counterfactual import counterfactuals
 from prodml.explain.goal import goal_for
 from prodml.explain.lime import cut_pieces, lime, ridge
 from prodml.explain.overview import dependence, overview
-from prodml.explain.plots import bar, beeswarm, dependence_plot, waterfall
+from prodml.explain.plots import bar, beeswarm, dependence_plot
 from prodml.explain.shap import asking
 from prodml.explain.surrogate import agreement, draw_surrogate, make_surrogate
+from prodml.explain.waterfall import waterfall
 from prodml.settings import Mistake
 
 SENSITIVE = "sensitive = sex, race\n"
