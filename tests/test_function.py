@@ -405,6 +405,21 @@ def test_a_mounted_model_answers_below_its_path(small, app, parent, at):
     assert bare.post(f"{at}/model/predict", json=small.rows[:1]).status_code == 200
 
 
+def test_what_build_made_mounts_with_all_that_its_settings_ask_for(small, folder, tmp_path):
+    service = shutil.copytree(small.settings.root / "services" / folder.name, tmp_path / "service")
+    file = service / "service.json"
+    told = json.loads(file.read_text())
+    told["serve"] |= {"log": str(tmp_path / "log"), "max_rows": 3}
+    file.write_text(json.dumps(told))
+    assert service_app(service).serve.log == "", "a function's disk vanishes"
+    app = service_app(service, lasting=True)
+    client = TestClient(fastapi_parent(app))
+    assert client.post("/model/predict", json=small.rows[:4]).status_code == 413
+    (one,) = client.post("/model/predict", json=small.rows[0]).json()["predictions"]
+    close_app(app)
+    assert list(read_predictions(tmp_path / "log")["id"]) == [one["id"]]
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_what_runs_beside_a_mounted_model_is_started(small, tmp_path, told):
     """Whether somebody says that the server starts or not; once, and ended when it is told so."""

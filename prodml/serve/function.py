@@ -65,14 +65,16 @@ def lambda_handler(app: App, base_path: str = "/") -> Handler:
     return handler
 
 # %% ../../nbs/serve/556_function.ipynb #ec2e7757
-def service_app(folder: str | Path) -> App:
-    """The application of the service or function in `folder`, without what needs a lasting disk.
+def service_app(folder: str | Path, lasting: bool = False) -> App:
+    """The application of the service or function in `folder`.
 
+    Where the process and its disk are not `lasting` there is no log, no challenger and no gauge.
     Raises `Refused` when the evidence of its release does not stand.
     """
     folder = Path(folder)
     told = json.loads((folder / "service.json").read_text(encoding="utf-8"))
-    serve = replace(Serve(**told["serve"]), log="", challenger="", gauge=False)
+    serve = Serve(**told["serve"])
+    serve = serve if lasting else replace(serve, log="", challenger="", gauge=False)
     known = {**told["checks"], "serve": serve, "why": told_reasons(told)}
     return create_app(folder / "release" / told["release"], **known)
 
@@ -81,7 +83,7 @@ FUNCTION = (
     *("numpy", "onnxruntime", "msgspec", "cryptography", "securesystemslib"),
     *("prometheus-client", "mangum", "awslambdaric"),
 )
-UNWANTED = ("service.py", "bentofile.yaml", "requirements.lock", "image.dockerfile", "sbom.*")
+UNWANTED = "service.py bentofile.yaml requirements.lock image.dockerfile sbom.cdx.json".split()
 
 
 def render_function(settings: Settings, release: Path) -> Path:
@@ -91,15 +93,17 @@ def render_function(settings: Settings, release: Path) -> Path:
     final = settings.root.resolve() / "functions" / release.name
     shutil.rmtree(final, ignore_errors=True)
     with new_folder(final) as work:
-        unwanted = shutil.ignore_patterns(*UNWANTED, "__pycache__")
-        shutil.copytree(service, work, dirs_exist_ok=True, symlinks=True, ignore=unwanted)
+        compiled = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(service, work, dirs_exist_ok=True, symlinks=True, ignore=compiled)
+        for file in UNWANTED:  # of the service; its release stays as it was signed
+            (work / file).unlink()
         name = json.loads((work / "service.json").read_text())["name"]
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        for file in template_path("deploy/lambda").glob("*"):
-            text = file.read_text(encoding="utf-8")
-            if file.name == "Dockerfile":
+        for path in template_path("deploy/lambda").glob("*"):
+            text = path.read_text(encoding="utf-8")
+            if path.name == "Dockerfile":
                 text = Template(text).substitute(name=name, python=python)
-            (work / file.name).write_text(text, encoding="utf-8")
+            (work / path.name).write_text(text, encoding="utf-8")
         (work / "requirements.txt").write_text("\n".join(packages) + "\n", encoding="utf-8")
     (final.parent / ".gitignore").write_text("*\n")  # it can be made again
     return final
