@@ -28,6 +28,7 @@ from processes import BIN, free_port, post, server, until
 from released import FAILED, PASSED, released, sealed, told
 
 from prodml.release.attestation import Refused
+from prodml.serve.answers import read_predictions
 from prodml.serve.app import App, create_app
 from prodml.serve.build import build, checks, render_service
 from prodml.serve.scorer import load_scorer
@@ -229,6 +230,25 @@ def test_a_secret_is_needed_to_serve_and_none_to_build(small, built, tmp_path, m
     serve = [BIN / "bentoml", "serve", "service:Service", "--port", str(free_port())]
     run = subprocess.run(serve, cwd=folder, capture_output=True, text=True, timeout=300)
     assert run.returncode and "there is no file tokens.txt" in run.stderr + run.stdout
+
+
+def test_what_is_kept_outlives_the_service(small, tmp_path, monkeypatch):
+    """A folder of `build` is made anew, and BentoML's store is emptied and exported: neither keeps
+    the rows that customers sent, whoever started the server and wherever."""
+    monkeypatch.delenv("PRODML_ROOT", raising=False)
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "store"))
+    root = shutil.copytree(small.settings.root, tmp_path / "project")
+    (root / "settings.ini").write_text("")
+    logged = replace(small.settings, root=root, serve=Serve(log="log", log_flush=0.1))
+    folder, tag = build(logged, root / ".prodml" / "releases" / small.folder.name)
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    for target, place, kept in ([], folder, root), ([tag], other, other):
+        with serving(target, place, {"PWD": str(place)}, tmp_path / "output") as url:
+            assert post(f"{url}/predict", small.rows[:3])[0] == 200
+        assert list(read_predictions(kept / "log")["arm"]) == ["champion"] * 3, target
+        found = [path for path in tmp_path.rglob("log") if path.is_dir()]
+        assert set(found) <= {root / "log", other / "log"}, target
 
 
 def test_a_touched_release_does_not_start(built, tmp_path):

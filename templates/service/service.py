@@ -1,4 +1,5 @@
-"""The service made by `prodml build`. Read it, change it: it is yours. To run it: `bentoml serve`.
+"""The service made by `prodml build`. Read it; a copy of the folder is yours to change, since this one
+is made anew by `build` and `prodml serve`. To run it: `bentoml serve`.
 
 It starts only while the evidence of its release stands: unchanged, fresh, passed, and signed by a
 key that `service.json` trusts. The file `current`, here or where PRODML_POINTER says, may name
@@ -17,11 +18,13 @@ import bentoml
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # the copy of prodml beside this file goes first
 
+from prodml.deployment import root_of  # noqa: E402
 from prodml.serve.app import close_app, create_app, is_ready, start_app  # noqa: E402
 from prodml.serve.bento import aloud, bounded, untimed  # noqa: E402
 from prodml.serve.why import told_reasons  # noqa: E402
 from prodml.settings import Mistake, Serve  # noqa: E402
 
+os.environ["PRODML_ROOT"] = str(root_of(HERE).resolve())  # where relative paths begin
 told = json.loads((HERE / "service.json").read_text(encoding="utf-8"))
 serve = Serve(**told["serve"])
 if "bentoml" in sys.argv[0] and sys.argv[1:2] == ["build"]:
