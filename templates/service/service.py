@@ -1,5 +1,6 @@
-"""The service made by `prodml build`. Read it; a copy of the folder is yours to change, since this one
-is made anew by `build` and `prodml serve`. To run it: `bentoml serve`.
+"""The service made by `prodml build`. To run it: `bentoml serve`.
+
+Read it; to change it, copy the folder: `prodml build` and `prodml serve` make this one anew.
 
 It starts only while the evidence of its release stands: unchanged, fresh, passed, and signed by a
 key that `service.json` trusts. The file `current`, here or where PRODML_POINTER says, may name
