@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Fields', 'Values', 'STILL_NEW', 'LARGEST', 'OLDEST', 'FULL', 'logger', 'encode', 'salvage', 'segment_sizes',
-           'started', 'trim', 'Opened', 'Segments', 'Written', 'read_segments']
+           'started', 'trim', 'OpenSegments', 'Segments', 'Written', 'read_segments']
 
 # %% ../../nbs/serve/518_segments.ipynb #eac87a32
 import contextlib
@@ -130,7 +130,7 @@ def _stands(segment: Segment) -> bool:
     return begun and bool(os.fstat(segment.handle).st_nlink)
 
 # %% ../../nbs/serve/518_segments.ipynb #98e7885d
-class Opened:
+class OpenSegments:
     """The segments in `folder` that this process has open, one for each key: a name and columns."""
 
     def __init__(self, folder: Path) -> None:
@@ -161,7 +161,7 @@ class Segments:
 
     def __init__(self, folder: Path, megabytes: float = 1000.0) -> None:
         self.folder, self.most = folder, megabytes * 1e6
-        self.opened, self.deleted = Opened(folder), 0
+        self.opened, self.deleted = OpenSegments(folder), 0
 
     def write(self, name: str, fields: Fields, *parts: Mapping[str, Values]) -> int:
         """How many bytes `parts` took in segment `name`, written all or none. Raises `OSError`."""
