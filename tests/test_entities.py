@@ -13,7 +13,7 @@ from test_features import HELD, application, asked, dynamo, redis, small, stored
 from test_protocols import ask
 
 from prodml.serve.arrow import MEDIA
-from prodml.serve.features import write_features
+from prodml.serve.entities import write_features
 from prodml.serve.tensors import model_name, rows_of
 
 ENTITY = "application_id"

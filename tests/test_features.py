@@ -27,7 +27,8 @@ from services import redis_server, running
 from prodml.serve import decoder
 from prodml.serve.app import create_app
 from prodml.serve.build import checks, render_service
-from prodml.serve.features import STRIKES, Features, write_features
+from prodml.serve.entities import write_features
+from prodml.serve.features import STRIKES, Features
 from prodml.serve.stores import StoredRow, open_store
 from prodml.settings import Mistake, Serve
 
@@ -434,7 +435,7 @@ asyncio.run(main())
 def test_readers_see_whole_batches_while_a_writer_writes(tmp_path):
     url, names = f"sqlite:///{tmp_path / 'f.db'}", [f"id {i}" for i in range(1000)]
     code = f"""
-from prodml.serve.features import write_features
+from prodml.serve.entities import write_features
 for turn in range(10_000):
     rows = ({{"id": name, "turn": turn}} for name in {names!r})
     write_features({url!r}, rows, id="id", at=turn + 1)

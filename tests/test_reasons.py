@@ -31,7 +31,7 @@ from prodml.serve.app import App, create_app
 from prodml.serve.arrow import MEDIA
 from prodml.serve.build import checks, render_service
 from prodml.serve.challenger import Pair
-from prodml.serve.features import write_features
+from prodml.serve.entities import write_features
 from prodml.serve.function import lambda_handler, service_app
 from prodml.serve.reasons import explain_frame, explain_rows, load_explainer
 from prodml.serve.scorer import load_scorer

@@ -30,7 +30,7 @@ CHANGES, WAYS = 3, 4  # columns that a suggestion changes at most, and suggestio
 
 @dataclass(frozen=True)
 class Alternatives:
-    """What is searched for another answer of `model`, for how many seconds."""
+    """The ways to another answer of `model`, searched for at most so many `seconds`."""
 
     model: Model
     immutable: tuple[str, ...] = ()

@@ -24,7 +24,8 @@ from services import redis_server
 
 from prodml.serve.app import App, create_app
 from prodml.serve.build import checks
-from prodml.serve.features import Asker, write_features
+from prodml.serve.entities import write_features
+from prodml.serve.features import Asker
 from prodml.serve.stores import open_store
 from prodml.settings import Serve
 
