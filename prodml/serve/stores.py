@@ -120,8 +120,7 @@ class SqliteStore:
             connection.execute("PRAGMA journal_mode = WAL")
             with connection:
                 connection.execute(CREATE)
-                told = ((name, row.at, row.to_json()) for name, row in rows)
-                connection.executemany(WRITE, told)
+                connection.executemany(WRITE, ((n, row.at, row.to_json()) for n, row in rows))
         finally:
             connection.close()
 
@@ -187,11 +186,13 @@ def get_items(client: Any, table: str, ids: Sequence[str]) -> dict[str, StoredRo
             return found
     raise TimeoutError("DynamoDB left keys undone four times")
 
-
+# %% ../../nbs/serve/524_stores.ipynb #e0448341
 def put_item(client: Any, table: str, name: str, row: StoredRow) -> None:
     """Nothing; `row` is in the table unless what is there is newer."""
+    from botocore.exceptions import ClientError
+
     item = {"id": {"S": name}, "at": {"N": repr(row.at)}, "row": {"S": row.to_json()}}
-    with contextlib.suppress(client.exceptions.ConditionalCheckFailedException):
+    try:
         client.put_item(
             TableName=table,
             Item=item,
@@ -199,6 +200,9 @@ def put_item(client: Any, table: str, name: str, row: StoredRow) -> None:
             ExpressionAttributeNames={"#at": "at"},
             ExpressionAttributeValues={":at": item["at"]},
         )
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
+            raise
 
 # %% ../../nbs/serve/524_stores.ipynb #ffc4f761
 class DynamoStore:
