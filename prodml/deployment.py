@@ -92,7 +92,7 @@ class Serve:
         """`path`, relative to the folder in PRODML_ROOT, else to where the server was started."""
         return Path(os.environ.get("PRODML_ROOT", ".")) / Path(path).expanduser()
 
-
+# %% ../nbs/003_deployment.ipynb #356eac43
 def root_of(service: Path, environment: Mapping[str, str] = os.environ) -> Path:
     """Where the relative paths of the service in the folder `service` begin.
 
