@@ -109,6 +109,7 @@ def pair_routes(app: App, pair: Pair) -> dict[tuple[str, str], Route]:
     told = app.features, pair.alike, app.guard.in_hand, app.timers
     ways = Ways(Decoder(pair.front.contract), door, app.serve, *told)
     reasons = why_of(pair, served, app.serve, app.why, app.timers)
+    explained = replace(served, explain=reasons.led)
     found = {
         ("POST", "/predict"): reasons.or_plain(predict_route(ways)),
         **watching_routes(app.own, pair.front.contract),
@@ -117,7 +118,7 @@ def pair_routes(app: App, pair: Pair) -> dict[tuple[str, str], Route]:
         ("GET", "/healthz"): wire.constant({"status": "ok"}),
         ("GET", "/livez"): wire.constant({"status": "ok"}),
         ("GET", "/readyz"): lambda request: ready_reply(app),
-        **{path: unreasoned(route) for path, route in protocol_routes(served).items()},
+        **{path: unreasoned(route) for path, route in protocol_routes(explained).items()},
     }
     secured, limits = app.guard.tokens.wanted, reasons.limits
     return found | openapi_routes(pair.front, app.serve, found, secured, limits)

@@ -30,7 +30,7 @@ Led = Sequence[list[dict[str, Any]]]  # the reasons of each row, as `/predict` t
 Explains = Callable[[Decoded, Door, int], Awaitable[tuple[Answered, Led]]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Served:
     """What the protocols ask of the application: its model, its door, its limit, its state."""
 

@@ -22,7 +22,7 @@ import msgspec
 from ..deployment import Explain, Serve
 from .arrow import MEDIA, Lists, decode_arrow, encode_arrow
 from .aside import aside
-from .asked import Door, Led, Served, reason_count
+from .asked import Door, Explains, Led, Served, reason_count
 from .challenger import Pair, Trial, pair_answer
 from .decoder import Decoded, Decoder
 from .features import complete_body
@@ -224,6 +224,7 @@ class Why(NamedTuple):
 
     explain: Route
     reasoned: Route  # `/predict` with reason codes
+    led: Explains | str  # the reasons for a protocol, or why there are none
     limits: Explain | None = None  # None: nobody can
 
     def or_plain(self, predict: Route) -> Route:
@@ -244,18 +245,13 @@ def load_explainers(pair: Pair, texts: Mapping[str, str]) -> Explainers:
 
 
 def why_of(pair: Pair, served: Served, serve: Serve, said: Reasons, timers: Sequence[Timer]) -> Why:
-    """Who answers why: the releases of `pair`, or somebody who says what they lack.
-
-    `served` knows it from now on, for the protocols.
-    """
+    """Who answers why: the releases of `pair`, or somebody who says what they lack."""
     try:
         known = load_explainers(pair, said.texts)
     except Mistake as mistake:
-        served.explain = str(mistake)
-        nobody = unexplained(served.explain)
-        return Why(nobody, nobody)
+        nobody = unexplained(str(mistake))
+        return Why(nobody, nobody, str(mistake))
     quiet = partial(pair_answer, Trial(lambda answered: None, most=0), pair)
     decoder = Decoder(pair.front.contract)
     one = Explaining(served, quiet, serve, said.limits, known, decoder, timers)
-    served.explain = one.led
-    return Why(explain_route(one), reasoned_route(one), said.limits)
+    return Why(explain_route(one), reasoned_route(one), one.led, said.limits)
