@@ -1495,6 +1495,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'prodml.serve.bento.busy': ('serve/bento.html#busy', 'prodml/serve/bento.py'),
                                     'prodml.serve.bento.end': ('serve/bento.html#end', 'prodml/serve/bento.py'),
                                     'prodml.serve.bento.headless': ('serve/bento.html#headless', 'prodml/serve/bento.py'),
+                                    'prodml.serve.bento.part': ('serve/bento.html#part', 'prodml/serve/bento.py'),
                                     'prodml.serve.bento.plain_refusal': ('serve/bento.html#plain_refusal', 'prodml/serve/bento.py'),
                                     'prodml.serve.bento.untimed': ('serve/bento.html#untimed', 'prodml/serve/bento.py'),
                                     'prodml.serve.bento.without_upgrade': ('serve/bento.html#without_upgrade', 'prodml/serve/bento.py')},

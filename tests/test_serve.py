@@ -328,11 +328,17 @@ def test_asked_to_stop_it_finishes_what_is_in_hand(small, built, tmp_path):
                 return get(f"{url}/readyz")[0] == status
 
         assert until(ready), (tmp_path / "log").read_text()
+        held = http.client.HTTPConnection("127.0.0.1", port, timeout=60)  # as a pool or proxy does
+        held.request("GET", "/readyz")
+        assert held.getresponse().read() and held.sock, "it is kept open"
         with begun(url, body, cut=20) as half, begun(url, b"", cut=0) as probe:
             probe.recv(65536)
             process.send_signal(signal.SIGTERM)
             assert until(lambda: ready(503), pause=0.01), "it says that it is about to go"
-            assert post(f"{url}/predict", body)[0] == 200, "and answers who still comes"
+            held.request("POST", "/predict", body, {"content-type": "application/json"})
+            reply = held.getresponse()
+            assert reply.status == 200 and reply.read(), "and answers who still comes"
+            assert reply.getheader("connection") == "close", "for the last time here"
             time.sleep(2)
             half.sendall(body[20:])
             answer = half.recv(65536)

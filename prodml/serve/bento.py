@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Message', 'LARGEST_HEAD', 'SECONDS', 'LEFT', 'untimed', 'aloud', 'plain_refusal', 'busy', 'headless', 'end', 'Heads',
-           'without_upgrade', 'bounded']
+           'without_upgrade', 'part', 'bounded']
 
 # %% ../../nbs/serve/560_bento.ipynb #5154d4ad
 import logging
@@ -136,6 +136,17 @@ def without_upgrade(data: bytes) -> bytes:
     head, end, body = data.partition(b"\r\n\r\n")
     return _UPGRADE.sub(b"", head) + end + body
 
+# %% ../../nbs/serve/560_bento.ipynb #6d20b18e
+_SERVERS: list[tuple[Any, Any]] = []  # the state and the settings of each server with bounds
+_LAST = (b"connection", b"close")
+
+
+def part() -> None:
+    """Nothing; from now on each answer ends its connection, and who asked comes back elsewhere."""
+    for state, settings in _SERVERS:
+        settings.encoded_headers = [*settings.encoded_headers, _LAST]
+        state.default_headers = [*state.default_headers, _LAST]
+
 # %% ../../nbs/serve/560_bento.ipynb #241fbf3d
 def bounded(kind: Any = None, most: int = LARGEST_HEAD, seconds: float = SECONDS) -> bool:
     """Whether a connection now ends whose head is larger than `most`, or takes too long.
@@ -152,6 +163,8 @@ def bounded(kind: Any = None, most: int = LARGEST_HEAD, seconds: float = SECONDS
     def connection_made(self: Any, transport: Any) -> None:
         made(self, transport)
         shared = vars(self.server_state)  # one for all connections of a server
+        if "heads" not in shared:
+            _SERVERS.append((self.server_state, self.config))
         self.heads = shared.get("heads") or shared.setdefault("heads", Heads(most, seconds))
         self.heads.wait(self)
         self.watched = self.offers = True

@@ -175,6 +175,7 @@ class Guard:
         self.tokens = Tokens(file, environment.get("PRODML_TOKENS", ""))
         self.serve, self.stopping = serve, False
         self.in_hand: set[Turn] = set()
+        self.partings: list[Callable[[], None]] = []  # who is told, once, that it stops
         self.clock = Clock(self.in_hand, min(LOOKED, serve.timeout / 4))
 
     def admit(self, authorization: str) -> None:
@@ -192,6 +193,8 @@ class Guard:
 
     def stop(self) -> None:
         """Nothing; from now on the server says that it is not ready, and hurries."""
+        for part in () if self.stopping else self.partings:
+            part()
         self.stopping = True
         latest = asyncio.get_running_loop().time() + self.serve.drain
         for turn in self.in_hand:

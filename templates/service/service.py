@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE))  # the copy of prodml beside this file goes first
 
 from prodml.deployment import root_of  # noqa: E402
 from prodml.serve.app import close_app, create_app, is_ready, start_app  # noqa: E402
-from prodml.serve.bento import aloud, bounded, untimed  # noqa: E402
+from prodml.serve.bento import aloud, bounded, part, untimed  # noqa: E402
 from prodml.serve.why import told_reasons  # noqa: E402
 from prodml.settings import Mistake, Serve  # noqa: E402
 
@@ -40,6 +40,7 @@ except Mistake as mistake:
     sys.exit(f"Not served. {mistake}")
 untimed()  # the application has a deadline of its own
 bounded()  # the server has none for what comes before a body
+app.guard.partings.append(part)  # who keeps a connection open is told when it must stop
 aloud()  # that another release was taken, for instance
 
 
