@@ -70,7 +70,7 @@ class Signature:
 
     def __init__(self) -> None:
         self.author = ipywidgets.Text(login(), description="author", **WIDE)
-        hint = "why it should be the champion, for those who read it in a year"
+        hint = "why, for those who read it in a year"
         self.reason = ipywidgets.Text(description="reason", placeholder=hint, **WIDE)
         self.approve = ipywidgets.Button(description="Approve and promote", button_style="success")
         self.approve.layout.width = "180px"
