@@ -27,9 +27,10 @@ from prodml.release.store import seal
 from prodml.serve.answers import read_predictions
 from prodml.serve.app import App, change, create_app
 from prodml.serve.build import checks, point_project, render_service
-from prodml.serve.challenger import Pair, load_pair, point
+from prodml.serve.challenger import Pair, load_pair
 from prodml.serve.door import is_chosen
 from prodml.serve.pointer import CURRENT, Checks, Follower, Pointer, look, write_pointer
+from prodml.serve.pointing import point
 from prodml.serve.scorer import load_scorer
 from prodml.settings import Mistake, Serve
 

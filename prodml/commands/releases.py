@@ -108,8 +108,8 @@ def point(
     as_json: JsonOption = False,
 ) -> None:
     """Let running servers exchange their release, within two seconds and without a pause."""
-    from prodml.serve.challenger import point as point_service
     from prodml.serve.champion import point_by_hand
+    from prodml.serve.pointing import point as point_service
 
     told = champion, challenger, challenge, share
     if service is None:

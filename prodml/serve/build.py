@@ -20,7 +20,7 @@ from ..files import new_folder, template_path
 from ..ini import place_of
 from ..release.attestation import trusted_keys
 from ..release.store import check_release, find_release
-from .challenger import load_pair, point
+from .challenger import load_pair
 from prodml.serve.image import (
     BENTOML,
     default_base,
@@ -31,6 +31,7 @@ from prodml.serve.image import (
     write_image_files,
 )
 from .pointer import CURRENT, Checks, Pointer, named_release, read_pointer
+from .pointing import point
 from .tensors import service_name
 from .wording import wrong_text
 from ..settings import Mistake, Serve, Settings
