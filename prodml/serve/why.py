@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW', 'PLACES', 'reasons_wanted', 'rows_of', 'Explaining', 'who_explained', 'leading', 'reason_facts',
-           'explanation_facts', 'explain_route', 'reasoned_route', 'unreasoned', 'unexplained', 'Reasons',
+           'explanation_facts', 'answer_why', 'explain_route', 'reasoned_route', 'unreasoned', 'unexplained', 'Reasons',
            'told_reasons', 'Why', 'load_explainers', 'why_of']
 
 # %% ../../nbs/serve/549_why.ipynb #982eff00
@@ -64,10 +64,10 @@ async def rows_of(served: Served, decoder: Decoder, serve: Serve, request: Reque
         read = partial(decode_arrow, decoder.contract, request.body, serve.max_bulk_rows)
     return await aside(len(request.body), read)
 
-# %% ../../nbs/serve/549_why.ipynb #f4b8d68b
+# %% ../../nbs/serve/549_why.ipynb #adf349a0
 FEW = 8  # rows that are explained at once, where that is exact
 
-
+# %% ../../nbs/serve/549_why.ipynb #f4b8d68b
 @dataclass(frozen=True)
 class Explaining:
     """What answers why, for the releases in service."""
@@ -81,14 +81,8 @@ class Explaining:
     timers: Sequence[Timer] = ()
     pool: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "explain"))
 
-    async def answer(self, request: Request, door: Door) -> tuple[Answered, list[Explained]]:
-        """The answer to the rows in `request` by `door`, and why each was answered so."""
-        return await self.explained(
-            await rows_of(self.served, self.decoder, self.serve, request), door
-        )
-
     async def explained(self, decoded: Decoded, door: Door) -> tuple[Answered, list[Explained]]:
-        """The same for rows that were decoded. Raises `Unanswerable` for too many of them."""
+        """The answer to rows by `door`, and why. Raises `Unanswerable` for too many of them."""
         checked, ids = decoded
         most, rows = self.limits.max_rows, len(next(iter(checked.columns.values())))
         if rows > most:
@@ -128,7 +122,7 @@ def leading(known: Explainers, answered: Answered, told: Sequence[Explained], ma
         found.append([{k: v for k, v in each.items() if k != "value"} for each in led])
     return found
 
-
+# %% ../../nbs/serve/549_why.ipynb #ba82aa71
 def reason_facts(
     known: Explainers, answered: Answered, told: Sequence[Explained], many: int
 ) -> Any:
@@ -146,23 +140,31 @@ def explanation_facts(known: Explainers, answered: Answered, told: Sequence[Expl
     found = [{**one, **explained_facts(explainer, why)} for one, explainer, why in pairs]
     return {"release": facts.pop("release"), "explanations": found, **facts}
 
-# %% ../../nbs/serve/549_why.ipynb #ba82aa71
+# %% ../../nbs/serve/549_why.ipynb #c6212044
+async def answer_why(
+    explaining: Explaining, request: Request, door: Door
+) -> tuple[Answered, list[Explained]]:
+    """The answer to the rows in `request` by `door`, and why each was answered so."""
+    served, decoder, serve = explaining.served, explaining.decoder, explaining.serve
+    return await explaining.explained(await rows_of(served, decoder, serve, request), door)
+
+
 def explain_route(explaining: Explaining) -> Route:
     """The route that tells why, and leaves no trace but in the metrics."""
 
     async def explain(request: Request) -> Reply:
-        answered, told = await explaining.answer(request, explaining.quiet)
+        answered, told = await answer_why(explaining, request, explaining.quiet)
         facts = explanation_facts(explaining.known, answered, told)
         return Reply(200, msgspec.json.encode(facts))
 
     return lambda request: explain(request)  # no coroutine function: uvloop takes none in a thread
 
-
+# %% ../../nbs/serve/549_why.ipynb #9139fac9
 def reasoned_route(explaining: Explaining) -> Route:
     """The route of `/predict` where the query asks for reasons."""
 
     async def predict(request: Request, many: int) -> Reply:
-        answered, told = await explaining.answer(request, explaining.served.answer)
+        answered, told = await answer_why(explaining, request, explaining.served.answer)
         known = explaining.known
         if not accepts(request.headers.get("accept", ""), MEDIA):
             facts = reason_facts(known, answered, told, many)
@@ -176,7 +178,7 @@ def reasoned_route(explaining: Explaining) -> Route:
 
     return route
 
-
+# %% ../../nbs/serve/549_why.ipynb #18b9548b
 PLACES = {
     "/v2/": 'send it in the body, "parameters": {"reason_codes": 3}',
     "/invocations": 'send it in the body, "params": {"reason_codes": 3}',
