@@ -1846,6 +1846,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'prodml/serve/outcomes.py'),
                                        'prodml.serve.outcomes.Outcomes.columns': ( 'serve/outcomes.html#outcomes.columns',
                                                                                    'prodml/serve/outcomes.py'),
+                                       'prodml.serve.outcomes._wrong': ('serve/outcomes.html#_wrong', 'prodml/serve/outcomes.py'),
                                        'prodml.serve.outcomes.outcome_label': ( 'serve/outcomes.html#outcome_label',
                                                                                 'prodml/serve/outcomes.py'),
                                        'prodml.serve.outcomes.read_outcomes': ( 'serve/outcomes.html#read_outcomes',

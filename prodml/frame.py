@@ -127,11 +127,14 @@ def with_policies(columns: Sequence[Column], settings: Settings) -> tuple[Column
     """The `columns` with what is to be done about unusual values in features.
 
     An entry of `[data] reject` or `impute` is a column, or `*` for all, perhaps with `.missing`,
-    `.unseen` or `.range`; the closest holds. Raises `Mistake` for a column that is no feature.
+    `.unseen` or `.range`; the closest holds. Raises `Mistake` for a column that is no feature,
+    and for an entry in both.
     """
     data = settings.data
     names = {column.name for column in columns if column.role == "feature"}
     asked: list[tuple[bool, bool, str, str, str]] = []
+    for entry in sorted(set(data.reject) & set(data.impute)):
+        raise _slip(settings, "data", "impute", f": {entry!r} stands in reject as well; keep one")
     for policy, entries in (("impute", data.impute), ("reject", data.reject)):
         for entry in entries:
             name, _, what = ("", "", "") if entry in names else entry.rpartition(".")

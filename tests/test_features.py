@@ -365,6 +365,12 @@ def test_no_message_holds_the_password_of_the_store():
         assert "secret-word" not in str(failed.value)
 
 
+@pytest.mark.parametrize("url", ["redis://", "redis://localhost:port/0", "sqlite://f.db"])
+def test_an_address_that_is_none_is_told_what_one_looks_like(url):
+    with pytest.raises(Mistake, match="sqlite:///FILE, redis://HOST:PORT/0, dynamodb://TABLE"):
+        open_store(url)
+
+
 def test_a_slow_store_costs_its_time_out_and_nobody_else_waits(small, tmp_path):
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"

@@ -51,6 +51,10 @@ def test_what_the_settings_say_is_done(lines, row, action):
             "line 6: [data] reject: 'agee' is no column that the model sees. Name one",
         ),
         ("reject = age\nimpute =\n  job\n  age.gone", "line 7: [data] impute: 'age.gone' is no"),
+        (
+            "reject = age, job\nimpute = job",
+            "line 7: [data] impute: 'job' stands in reject as well",
+        ),
         ("positive = maybe", "line 6: [data] positive = 'maybe' is not among the labels: no, yes."),
         ("[model]\ntask = regression", "line 7: [model] task = regression, but the target is not"),
     ],

@@ -484,6 +484,21 @@ def test_any_outcome_is_taken_or_refused_by_code(found):
             assert bad.code in ("not_outcomes", "bad_outcome")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ({"id": ""}, "an id has 1 to 128 printable characters"),
+        ({"label": "maybe"}, "a label is one of no, yes"),
+        ({"at": time.time() * 1000}, "'at' is in seconds since 1970"),
+        ({"at": -1}, "'at' is in seconds since 1970"),
+    ],
+)
+def test_an_outcome_is_refused_for_what_is_wrong_with_it(wrong, right):
+    sent = [{"id": "a", "label": "no"}, {"id": "b", "label": "yes"} | wrong]
+    with pytest.raises(BadOutcome, match=f"^outcome 1: {right}"):
+        read_outcomes(json.dumps(sent).encode(), CONTRACT)
+
+
 @pytest.mark.parametrize("label", ["1e400", "9" * 400, "9" * 6000, "-1" + "0" * 320, "NaN"])
 def test_a_label_too_large_is_refused(label):
     for contract in (CONTRACT, Contract("x", "regression", "y", (), ())):

@@ -55,7 +55,6 @@ _decode = msgspec.json.Decoder(Outcome | list[Outcome]).decode
 def read_outcomes(body: bytes, contract: Contract) -> list[tuple[str, str, float]]:
     """The (id, label, time) of the outcomes in `body`. Raises `BadOutcome`."""
     form = '{"id": text or number, "label": text or number, "at": seconds since 1970, or left out}'
-    labels = "one of the classes" if contract.classes else "a finite number"
     try:
         found = _decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError):
@@ -63,13 +62,21 @@ def read_outcomes(body: bytes, contract: Contract) -> list[tuple[str, str, float
     now, kept = time.time(), []
     for number, one in enumerate(found if isinstance(found, list) else [found]):
         label, at = outcome_label(contract, one.label), now if one.at is None else one.at
-        name = str(one.id)
-        known = 0 < len(name) <= LONGEST_ID and name.isprintable()
-        if not label or not known or not 0 <= at <= now + 86400:
-            right = f"an id of 1 to {LONGEST_ID} characters, {labels}, and a time not to come"
-            raise BadOutcome("bad_outcome", f"outcome {number}: it needs {right}")
-        kept.append((name, label, at))
+        if wrong := _wrong(contract, str(one.id), label, now - at):
+            raise BadOutcome("bad_outcome", f"outcome {number}: {wrong}")
+        kept.append((str(one.id), label, at))
     return kept
+
+
+def _wrong(contract: Contract, name: str, label: str, age: float) -> str:
+    classes = ", ".join(contract.classes[:20]) + (", ..." if len(contract.classes) > 20 else "")
+    if not (0 < len(name) <= LONGEST_ID and name.isprintable()):
+        return f"an id has 1 to {LONGEST_ID} printable characters"
+    if not label:
+        return f"a label is one of {classes}" if classes else "a label is a finite number"
+    if not -86400 <= age <= time.time():
+        return "'at' is in seconds since 1970, and not to come; milliseconds would be"
+    return ""
 
 # %% ../../nbs/serve/522_outcomes.ipynb #09e75f15
 MOST_LABELS = 100_000

@@ -270,5 +270,6 @@ def open_store(url: str, timeout: float = 10.0) -> FeatureStore:
         extra = "aws" if parts.scheme == "dynamodb" else "redis"
         raise Mistake(f"{error.name} is missing: pip install 'prodml[{extra}]'") from None
     except Exception as error:
-        raise Mistake(f"the {parts.scheme} store: {type(error).__name__}") from None
+        right = f"{type(error).__name__}; addresses are like {', '.join(STORES)}"
+        raise Mistake(f"the {parts.scheme} store: {right}") from None
     raise Mistake(f"no feature store is called that; there are {', '.join(STORES)}")
