@@ -35,7 +35,7 @@ def _leave() -> None:
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGINT)
 
-
+# %% ../nbs/962_errand.ipynb #91e7f91a
 def tell(line: Mapping[str, Any]) -> None:
     """Nothing; writes one line for the listener."""
     print(json.dumps(line), flush=True)

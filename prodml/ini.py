@@ -40,7 +40,7 @@ class _Source:
                 return f"{self.path}, line {number}"
         return f"{self.path}, line {head}" if head else self.path
 
-
+# %% ../nbs/006_ini.ipynb #ae20b9db
 def _read_section(
     source: _Source, section: str, items: Mapping[str, str], kind: type, besides: str = ""
 ) -> Any:

@@ -81,7 +81,7 @@ def examine(
     subject = read_subject(folder, map(result_of, runs), run_id, made_at(run_id))
     return [*runs, write_card(subject, settings.reports / run_id, runs, note)]
 
-
+# %% ../nbs/950_pipeline.ipynb #b952c2f7
 def result_of(run: Run) -> GateResult:
     """The gate's result; of a report that broke down, one finding that fails."""
     if run.result is not None and run.status == run.result.verdict:
@@ -102,7 +102,7 @@ def check_times(**asked: str | Iterable[str]) -> None:
                 right = "a date such as 2027-01-31, or a number where times are numbers"
                 raise Mistake(f"--{name.replace('_', '-')} {value!r} is not {right}.")
 
-
+# %% ../nbs/950_pipeline.ipynb #c0dc1c11
 def later_rows(
     settings: Settings,
     source: str = "",

@@ -51,7 +51,7 @@ class Project:
     reports: Path = Path("reports")
     timeout: float = 600.0  # seconds for one report
 
-
+# %% ../nbs/004_settings.ipynb #1c74b433
 @dataclass(frozen=True)
 class Data:
     """Where the rows come from and what their columns are for."""
@@ -141,7 +141,7 @@ MEASURES: Mapping[str, tuple[str, ...]] = {
 }
 GATES = (*MEASURES, "card")  # the card has no limits: it is filled in, or it is not
 
-
+# %% ../nbs/004_settings.ipynb #3f1f40e9
 def limit_key(gate: str, key: str) -> str:
     """The measure that the limit `key` (such as `min_roc_auc`) of `gate` speaks of.
 

@@ -138,7 +138,7 @@ def snapshot(parts: Parts, folder: str | Path) -> Path:
         (work / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return final
 
-
+# %% ../nbs/016_snapshot.ipynb #91b35fd3
 def load_snapshot(path: str | Path) -> Parts:
     """The parts kept in the folder `path`. Raises `Mistake` where they are gone or were changed."""
     path = Path(path).resolve()

@@ -94,7 +94,7 @@ def judge(
         why += f": not enough data, {rows} rows" + (f", {_rows(needed)} needed" if needed else "")
     return Finding(measure, slice, value, low, high, limit, bound, verdict, why, rows)
 
-
+# %% ../nbs/010_verdict.ipynb #4674a219
 def rows_needed(value: float, low: float, high: float, limit: float, rows: int) -> int | None:
     """The rows at which the interval would clear `limit` if the value stayed; None if never."""
     distance = abs(value - limit)

@@ -49,7 +49,7 @@ POLICY = (
     "font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
 
-
+# %% ../../nbs/commands/982_explore.ipynb #5e14c278
 def lab_command(notebook: Path, port: int) -> list[str]:
     """The command that starts JupyterLab on the `notebook`."""
     rest = [f"--ServerApp.port={port}", f"--ServerApp.root_dir={notebook.parent}"]

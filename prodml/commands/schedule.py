@@ -50,7 +50,7 @@ def list_schedules(project: ProjectOption = Path("."), as_json: JsonOption = Fal
     ]
     answer(as_json, {"schedules": found}, lines)
 
-
+# %% ../../nbs/commands/988_schedule.ipynb #3d2283cf
 def _tries(count: int) -> str:
     return f"{count} {'try' if count == 1 else 'tries'}"
 

@@ -29,7 +29,7 @@ BackendOption = Annotated[str, typer.Option(help="What makes it: docker, podman 
 BaseOption = Annotated[str, typer.Option(help="The image it begins with: python:3.12-slim.")]
 FunctionOption = Annotated[bool, typer.Option("--function", help="Make an AWS Lambda function.")]
 
-
+# %% ../../nbs/commands/978_ship.ipynb #6b211dc5
 @app.command()
 def build(
     name: ReleaseArgument = "latest",

@@ -49,7 +49,7 @@ Explain = Callable[[Path, Any, Contract, pd.DataFrame, pd.DataFrame], object]
 def silent(text: str, share: float) -> None:
     """Nothing: the progress of work that nobody watches."""
 
-
+# %% ../../nbs/gates/236_candidate.ipynb #8852a052
 def make_candidate(
     final: Path,
     settings: Settings,

@@ -56,7 +56,7 @@ def live_gains(
     right = [(told == y).astype(float) for told in rivals.decisions]
     return "accuracy", right[1] - right[0], limit
 
-
+# %% ../../nbs/gates/250_compare.ipynb #5082a98e
 def judge_live(rivals: Rivals, rules: Compare, least: int = 0) -> Finding:
     """The finding on rows that came day by day and were looked at each day."""
     tail = share_of(rules)
@@ -103,7 +103,7 @@ class Compared:
     measure: str
     rivals: Rivals
 
-
+# %% ../../nbs/gates/250_compare.ipynb #c0352f6d
 def compare_rivals(
     rivals: Rivals, rules: Compare, slices: Sequence[Slice] = (), least: int = 0, run_id: str = ""
 ) -> Compared:

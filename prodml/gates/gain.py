@@ -69,7 +69,7 @@ def gain(rivals: Rivals, name: str, tail: float, kept: np.ndarray | None = None)
 
     return resampled_gain(lead, len(y), tail)
 
-
+# %% ../../nbs/gates/248_gain.ipynb #19821e19
 def rarest(y: np.ndarray, classes: int) -> int:
     """The number of rows of the rarest of the `classes`; `y` holds class numbers."""
     return int(np.bincount(y.astype(int), minlength=classes).min())

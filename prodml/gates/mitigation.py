@@ -123,7 +123,7 @@ def price_curve(
     ]
     return table.assign(frontier=~np.array(better))
 
-
+# %% ../../nbs/gates/212_mitigation.ipynb #fc1dde57
 GAP = "selection_rate_difference"
 
 

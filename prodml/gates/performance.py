@@ -87,7 +87,7 @@ def _outranked(answers: Answers, looks: Sequence[np.ndarray]) -> np.ndarray:
         found[small] = ((gap > 0) + (gap == 0) / 2).mean(axis=1)
     return found
 
-
+# %% ../../nbs/gates/230_performance.ipynb #9be4dbc5
 def _numeric_losses(reference: Answers, current: Answers) -> list[Loss]:
     errors = [one.target - one.prediction for one in (reference, current)]
     size = float(np.abs(errors[0]).mean()) or 1.0

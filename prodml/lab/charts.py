@@ -139,7 +139,7 @@ class Series:
     values: Sequence[float]
     marks: Mapping[int, str] = field(default_factory=dict)  # place: notice or alert
 
-
+# %% ../../nbs/lab/802_charts.ipynb #710cf4e3
 def lines(
     series: Sequence[Series],
     names: Sequence[str],

@@ -34,7 +34,7 @@ START = "from prodml.errand import main; main()"
 HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 GRACE = 5.0  # seconds for a process to stop by itself
 
-
+# %% ../../nbs/lab/850_errand.ipynb #3b787d7c
 @dataclass
 class Errand:
     """A process that runs reports, and its end."""

@@ -100,7 +100,7 @@ def bring(client: Any, settings: Settings) -> Iterator[str]:
             set_alias(client, name, entry, version)
             yield f"{alias} is version {version} of {name}"
 
-
+# %% ../../nbs/release/412_mirror.ipynb #d53ce463
 def mirror(settings: Settings, client: Any = None) -> list[str]:
     """What was brought over to the MLflow of the settings; nothing if they name none.
 

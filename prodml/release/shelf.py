@@ -33,7 +33,7 @@ def is_alias(name: str) -> bool:
 # %% ../../nbs/release/402_shelf.ipynb #427433d8
 _NAME = re.compile(r"[0-9a-f]{12}")
 
-
+# %% ../../nbs/release/402_shelf.ipynb #df5b1571
 @dataclass(frozen=True)
 class Shelf:
     """Releases at a URL that fsspec knows: `s3://bucket/releases`, `gs://...`, `memory://...`."""

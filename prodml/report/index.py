@@ -69,7 +69,7 @@ def read_reports(folder: str | Path) -> list[Reports]:
             found.append(Reports(place.name, created, note, runs))
     return sorted(found, key=lambda reports: (reports.created, reports.run_id), reverse=True)
 
-
+# %% ../../nbs/report/610_index.ipynb #444a9000
 def _read(place: Path, name: str) -> Run:
     path = place / f"{name}.json"
     try:

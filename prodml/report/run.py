@@ -46,7 +46,7 @@ class Run:
     def __str__(self) -> str:
         return f"{self.name}: {self.status}" + (f" ({self.error})" if self.error else "")
 
-
+# %% ../../nbs/report/608_run.ipynb #d32505bd
 def read_run(path: str | Path, run_id: str = "") -> Run:
     """The run whose record is the JSON file `path`; with `run_id`, only if it is of that run.
 

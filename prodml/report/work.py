@@ -76,7 +76,7 @@ def mark_unfinished(notebook: Mapping[str, Any], error: str) -> None:
 class Stopped(KeyboardInterrupt):
     """The report took too long, or somebody asked it to stop. (asyncio lets no other error out.)"""
 
-
+# %% ../../nbs/report/606_work.ipynb #aa5732c0
 def execute(job: Mapping[str, Any], manager: Any = None) -> str:
     """What stopped the job's notebook, or nothing; the executed notebook lies in the folder."""
     import nbformat

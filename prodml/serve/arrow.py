@@ -156,7 +156,7 @@ def _buffers(values: Values) -> list[bytes]:
     texts = [text.encode() for text in values]
     return [b"", _ends(map(len, texts)), b"".join(texts)]
 
-
+# %% ../../nbs/serve/530_arrow.ipynb #9f77f791
 def _batch(columns: dict[str, Values], rows: int) -> bytes:
     buffers = [one for values in columns.values() for one in _buffers(values)]
     nodes = [one for values in columns.values() for one in _nodes(values, rows)]

@@ -38,7 +38,7 @@ def _locked(settings: Settings) -> Iterator[IO[str]]:
     except OSError as error:
         raise Mistake(f"cannot write beside the pointer in {settings.folder}: {error}") from None
 
-
+# %% ../../nbs/serve/562_champion.ipynb #b12c0532
 def has_registry(settings: Settings) -> bool:
     """Whether the project has a registry or names one; asked without a database's library."""
     return bool(settings.registry.url) or (settings.folder / "registry.db").exists()

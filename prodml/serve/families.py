@@ -41,7 +41,7 @@ LEVELS: Mapping[str, str] = {
     "log_folder_bytes": "Bytes in the folder of the log.",
 }
 
-
+# %% ../../nbs/serve/516_families.ipynb #42018dcd
 def counter_families(totals: Totals) -> Iterator[Metric]:
     """The counters among `totals`."""
     for name, (told, labels) in COUNTERS.items():

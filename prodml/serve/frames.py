@@ -101,7 +101,7 @@ def column_rows(columns: Any) -> list[Any]:
         raise Mistake("the columns have different numbers of rows")
     return rows_of({name: [unwrapped(one) for one in values] for name, values in columns.items()})
 
-
+# %% ../../nbs/serve/510_frames.ipynb #a4870ae6
 def split_rows(frame: Any) -> list[Any]:
     """The rows of a frame that is split into `columns` and `data`. Raises `Mistake`."""
     good = isinstance(frame, dict) and isinstance(frame.get("data"), list)

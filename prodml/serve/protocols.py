@@ -80,7 +80,7 @@ def read_infer(served: Served, request: Request) -> Asked:
     columns = read_tensors(contract, asked.get("inputs"), tail)
     return Asked(partial(tell_tensors, wanted, name), columns=columns, name=name, reasons=many)
 
-
+# %% ../../nbs/serve/544_protocols.ipynb #9965114f
 def tell_tensors(
     wanted: Sequence[Wanted], name: str, answered: Answered, led: Led | None = None
 ) -> Reply:

@@ -47,7 +47,7 @@ class Headers(Mapping[str, str]):
         found = self.pairs.get(name.encode("latin-1"))
         return default if found is None else found.decode("latin-1")
 
-
+# %% ../../nbs/serve/532_wire.ipynb #4eb6ec62
 class Request(msgspec.Struct, frozen=True):
     """A request that has arrived whole, its body unzipped and within the limits."""
 
@@ -158,7 +158,7 @@ async def read_body(receive: Receive, most: int) -> bytes:
         raise refusal("body_too_large", f"the body is larger than {most} bytes")
     return body if len(pieces) == 1 else b"".join(pieces)
 
-
+# %% ../../nbs/serve/532_wire.ipynb #80153305
 MEMBERS = 1_000  # that gzip data may be of; each costs time, also an empty one
 PORTION = 16_384  # bytes unzipped at a time: what is left of them behind a member is copied
 

@@ -99,7 +99,7 @@ class Wording:
         }
         return "".join(said + places[place] for said, place in self.pieces[name, WAYS[not up]])
 
-
+# %% ../../nbs/serve/517_wording.ipynb #eb3d8f91
 def wrong_text(contract: Contract, texts: Mapping[str, str]) -> tuple[str, str] | None:
     """(key, what is wrong) of the first text that could never be said; nothing where all can."""
     known = [column.name for column in contract.features]

@@ -81,7 +81,7 @@ class Cron:
                         return found
         return None
 
-
+# %% ../../nbs/watch/740_clock.ipynb #9bdb18f7
 def read_cron(text: str) -> Cron:
     """The five fields in `text`. Raises `Mistake` for what is none, or will never come."""
     fields = text.split()

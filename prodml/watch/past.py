@@ -49,7 +49,7 @@ class Past:
             kept &= when > now - window * unit
         return self.rows[kept].reset_index(drop=True)
 
-
+# %% ../../nbs/watch/730_past.ipynb #6cf9addc
 def make_past(rows: pd.DataFrame, settings: Settings, start: str = "") -> Past:
     """The `rows` in looks. Raises `Mistake` without a time column, or with nothing to replay."""
     time = settings.data.time

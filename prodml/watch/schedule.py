@@ -125,7 +125,7 @@ class Ran:
     status: str  # running, done, alarm, inconclusive, error, timeout, overlap or died
     said: str  # the end of its answer, or of what it said beside it
 
-
+# %% ../../nbs/watch/742_schedule.ipynb #4ad8ff0e
 COLUMNS = tuple(Ran.__annotations__)
 TABLE = "create table if not exists runs (id integer primary key, name text, command text, "
 TABLE += "began text, ended text, tries integer, code integer, status text, said text)"

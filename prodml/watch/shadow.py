@@ -62,7 +62,7 @@ def log_rivals(
     none = pd.DataFrame(index=rows.index)
     return Rivals(contract.task, number, answers[0], answers[1], cuts, rows, none, looks)
 
-
+# %% ../../nbs/watch/720_shadow.ipynb #2210f364
 def check_new_ids(evidence: Evidence, ids: pd.Index) -> None:
     """Nothing. Raises `Mistake` where the model has learned from rows with some of these `ids`.
 

@@ -35,7 +35,7 @@ class Replayed:
     attempts: tuple[Attempt, ...]
     lines: dict[str, Line]
 
-
+# %% ../../nbs/watch/732_simulate.ipynb #26f7bf17
 def replay(past: Past, progress: Progress = silent, only: bool = False) -> Replayed:
     """The three lines through the past; with `only`, that of the policy alone."""
     first = fit(past.rows[past.look < past.first].reset_index(drop=True), past.settings, "first")
