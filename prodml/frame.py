@@ -51,7 +51,7 @@ def task_of(frame: pd.DataFrame, settings: Settings) -> str:
         return "binary"
     return "regression" if pd.api.types.is_numeric_dtype(target) and values > 20 else "multiclass"
 
-
+# %% ../nbs/018_frame.ipynb #7f918804
 def classes_of(frame: pd.DataFrame, settings: Settings, task: str) -> tuple[str, ...]:
     """The class labels in order, the positive one last; none for a regression."""
     if task == "regression":
@@ -222,7 +222,7 @@ def _check_column(column: Column, values: pd.Series) -> tuple[np.ndarray, dict[s
     codes = {code: np.array([one == code for one in told]) for code in {*told} - {""}}
     return np.array(seen, np.float32 if column.numeric else object), codes
 
-
+# %% ../nbs/018_frame.ipynb #5a2f0c08
 def _check_numbers(column: Column, values: pd.Series) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     missing = values.isna().to_numpy()
     numbers = values.astype("Float64").to_numpy(np.float64, na_value=np.nan)
