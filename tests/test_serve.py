@@ -24,13 +24,15 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import BIN, free_port, post, server, until
-from released import FAILED, PASSED, released, sealed, told
+from processes import BIN, free_port, post, prodml, server, until
+from released import FAILED, INI, PASSED, released, sealed, told
 
+from prodml.ini import read_settings
 from prodml.release.attestation import Refused
+from prodml.release.store import seal
 from prodml.serve.answers import read_predictions
 from prodml.serve.app import App, create_app
-from prodml.serve.build import build, checks, render_service
+from prodml.serve.build import build, checks, not_learned, render_service
 from prodml.serve.scorer import load_scorer
 from prodml.settings import Serve
 
@@ -249,6 +251,18 @@ def test_what_is_kept_outlives_the_service(small, tmp_path, monkeypatch):
         assert list(read_predictions(kept / "log")["arm"]) == ["champion"] * 3, target
         found = [path for path in tmp_path.rglob("log") if path.is_dir()]
         assert set(found) <= {root / "log", other / "log"}, target
+
+
+def test_a_release_is_not_thought_to_refuse_what_it_never_learned_to(small, tmp_path):
+    candidate = shutil.copytree(small.settings.folder / "candidates" / "one", tmp_path / "one")
+    (candidate / "settings.ini").write_text(INI)
+    release = seal(candidate, [], [PASSED], replace(small.settings, root=tmp_path))
+    (tmp_path / "settings.ini").write_text(INI.replace("[limits]", "reject = age\n[limits]"))
+    run = prodml("build", "-p", tmp_path, env={"BENTOML_HOME": str(tmp_path / "store")})
+    assert run.returncode == 0 and "Bento    credit-demo" in run.stdout, run.stderr
+    told = f"[data] reject changed since {release.name} was trained"
+    assert told in run.stderr and "prodml run" in run.stderr
+    assert not not_learned(read_settings(release / "settings.ini"), release)
 
 
 def test_a_touched_release_does_not_start(built, tmp_path):

@@ -22,12 +22,20 @@ from prodml.commands.terminal import (
     progress,
     settings_of,
 )
+from ..settings import Settings
 
 # %% ../../nbs/commands/978_ship.ipynb #91ccbdd5
 ImageOption = Annotated[bool, typer.Option("--image", help="Make a container image as well.")]
 BackendOption = Annotated[str, typer.Option(help="What makes it: docker, podman or buildah.")]
 BaseOption = Annotated[str, typer.Option(help="The image it begins with: python:3.12-slim.")]
 FunctionOption = Annotated[bool, typer.Option("--function", help="Make an AWS Lambda function.")]
+
+# %% ../../nbs/commands/978_ship.ipynb #e7d80632
+def _tell_not_learned(settings: Settings, release: Path) -> None:
+    from prodml.serve.build import not_learned
+
+    if told := not_learned(settings, release):
+        print(told, file=sys.stderr)
 
 # %% ../../nbs/commands/978_ship.ipynb #6b211dc5
 @app.command()
@@ -49,6 +57,7 @@ def build(
     settings = settings_of(project)
     release = find_release(settings, name)
     check_release(settings, release)
+    _tell_not_learned(settings, release)
     tool = find_backend(backend) if image or backend else ""
     code = render_function(settings, release) if function else ""
     with progress("build") as step:
@@ -86,6 +95,7 @@ def serve(
     if asked.serve.challenger and not settings.serve.challenger:
         print("[serve] challenger is not read: `prodml point` said who serves.", file=sys.stderr)
     folder = render_service(settings, release)
+    _tell_not_learned(settings, release)
     command = serve_command(settings, port=port)
     print(f"Serving {folder} at http://{settings.serve.host}:{command[-1]}", file=sys.stderr)
     os.environ |= {"PRODML_ROOT": str(settings.root.resolve()), "PRODML_POINTER": pointer}
