@@ -38,12 +38,13 @@ INI = "[project]\nname = toy\n[data]\ntarget = bad\nsource = none.csv\n[limits]\
 INI += "required = correctness\n[correctness]\nmin_roc_auc = 0.7\n"
 
 
-def toy(asked, slope, auc=0.8):
-    """The name of a release that answers sigmoid(slope * income)."""
+def toy(asked, slope, auc=0.8, **column):
+    """The name of a release that answers sigmoid(slope * income), its `column` changed."""
     made = asked.root / f"candidate{slope}{auc}"
     made.mkdir()
     save(parser.parse_model(GRAPH.replace("SLOPE", str(slope))), made / "model.onnx")
     income = Column("income", "number", "feature", minimum=0, maximum=90, fill=30.0)
+    income = replace(income, **column)
     contract = Contract("toy", "binary", "bad", ("no", "yes"), (income,))
     (made / "contract.json").write_text(contract.to_json())
     (made / "model.json").write_text('{"format": "onnx", "threshold": 0.5}')
@@ -58,6 +59,16 @@ def toy(asked, slope, auc=0.8):
 def asked(tmp_path):
     (tmp_path / "settings.ini").write_text(INI)
     return read_settings(tmp_path / "settings.ini")
+
+
+def test_who_promotes_is_told_what_clients_will_notice(asked):
+    old, strict = toy(asked, 0.1), toy(asked, 0.2, nullable=False, on_missing="reject")
+    assert promote(asked, old, **ME).noticed == (), "there was none before"
+    told = prodml("promote", strict, "--reason", "better", "-p", asked.root, "--json")
+    (sentence,) = json.loads(told.stdout)["noticed"]
+    assert told.returncode == 0 and sentence == "refused when missing, and was not before: income"
+    told = prodml("rollback", "--reason", "they do not send it", "-p", asked.root)
+    assert told.returncode == 0 and "Clients will notice" not in told.stdout
 
 
 def pointed(asked):

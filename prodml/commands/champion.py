@@ -37,6 +37,7 @@ def tell(change: "Change", as_json: bool) -> None:
     lines = [f"{entry.alias} is {entry.after}, and was {entry.before or 'none'}."]
     if change.already:
         lines = [f"{entry.alias} is {entry.after} already, since entry {entry.number}."]
+    lines += [f"Clients will notice: {one}." for one in change.noticed]
     if change.pointer is not None:
         lines.append("Running servers of this project exchange their model within two seconds.")
     if change.untold:
@@ -46,6 +47,7 @@ def tell(change: "Change", as_json: bool) -> None:
         lines.append(f"It is not shown in MLflow yet: {change.unmirrored}")
     facts: dict[str, Any] = {"entry": entry.to_dict(), "already": change.already}
     facts["pointed"] = change.pointer.champion if change.pointer is not None else ""
+    facts["noticed"] = list(change.noticed)
     answer(as_json, facts | {"untold": change.untold, "unmirrored": change.unmirrored}, lines)
     if change.untold:
         raise typer.Exit(1)
