@@ -93,8 +93,8 @@ def tell_tensors(
     outputs, tail = write_tensors(made, wanted, contract.classes)
     head = {"model_name": model_name(contract), "model_version": answered.scorer.release}
     named, counts = {"id": name} if name else {}, answered.checked.counts
-    unusual = {"parameters": counts} if counts else {}
-    facts = msgspec.json.encode({**head, **named, **unusual, "outputs": outputs})
+    noted = {"parameters": counts} if counts else {}
+    facts = msgspec.json.encode({**head, **named, **noted, "outputs": outputs})
     if not any(one.binary for one in wanted):
         return Reply(200, facts)
     headers = {"inference-header-content-length": str(len(facts))}
