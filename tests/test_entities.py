@@ -124,8 +124,8 @@ def test_every_protocol_answers_ids_as_json_does(small, url):  # noqa: F811
 def test_stale_and_unknown_entities_are_treated_alike(small, tmp_path, policy):  # noqa: F811
     url, now = f"memory:{tmp_path}", time.time()  # noqa: F811
     write_features(url, [small.rows[0] | {"who": "fresh"}], id="who", at=now - 50)
-    write_features(url, [small.rows[1] | {"who": "stale"}], id="who", at=now - 70)
-    more = {"features_entity": "who", "features_max_age": 60}
+    write_features(url, [small.rows[1] | {"who": "stale"}], id="who", at=now - 7000)
+    more = {"features_entity": "who", "features_max_age": 3600}
     app = application(small, url, **more, features_stale=policy, features_unknown=policy)
     rows = [{"who": who, "age": 40} for who in ("fresh", "stale", "nobody", "stale")]
     status, expected = send(app, "/predict", {}, rows)

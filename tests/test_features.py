@@ -233,8 +233,8 @@ def test_the_store_follows_the_pipeline(small, url):
 def test_stale_features(small, url, policy):
     now = time.time()
     write_features(url, [small.rows[0] | {"who": "fresh"}], id="who", at=now - 50)
-    write_features(url, [small.rows[1] | {"who": "stale"}], id="who", at=now - 70)
-    more = {"features_entity": "who", "features_max_age": 60, "features_stale": policy}
+    write_features(url, [small.rows[1] | {"who": "stale"}], id="who", at=now - 7000)
+    more = {"features_entity": "who", "features_max_age": 3600, "features_stale": policy}
     app = application(small, url, **more)
     status, answer = ask(
         app, [{"who": "fresh"}, {"who": "stale"}, small.rows[1] | {"who": "stale"}]
