@@ -315,6 +315,8 @@ def test_an_unreadable_record_is_an_unknown_entity(small, tmp_path, redis):
     for url in (f"sqlite:///{database}", redis):
         answer = ask(application(small, url), thin(small)[0])[1]
         assert answer["counts"] == {"unknown_entity": 1}
+        write_features(url, stored(small)[:1], id="customer")  # it stands in nobody's way
+        assert ask(application(small, url), thin(small)[0])[1]["counts"] == {}
 
 
 # A store that fails -------------------------------------------------------------------------------

@@ -139,8 +139,9 @@ class SqliteStore:
 class RedisStore:
     """Rows as JSON strings under `prefix` + id in a Redis database."""
 
-    NEWER = """local old = redis.call('GET', KEYS[1])
-        if old and cjson.decode(old).at > tonumber(ARGV[1]) then return 0 end
+    NEWER = """local whole, old = pcall(cjson.decode, redis.call('GET', KEYS[1]) or '')
+        local at = whole and type(old) == 'table' and tonumber(old.at)
+        if at and at > tonumber(ARGV[1]) then return 0 end
         redis.call('SET', KEYS[1], ARGV[2]) return 1"""
 
     def __init__(self, url: str, prefix: str, timeout: float) -> None:
