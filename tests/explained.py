@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from xgboost import XGBClassifier, XGBRegressor
 
@@ -45,7 +46,7 @@ def boosted(kind, **more):
 def fitted(contract, table, model, prepare=None):
     """A pipeline of `model`, fitted; the preparation for trees unless another is given."""
     prepare = prepare or preparation(contract, linear=False)
-    pipeline = Pipeline([("prepare", prepare), ("model", model)])
+    pipeline = Pipeline([("prepare", prepare), ("model", clone(model))])
     return pipeline.fit(table.features, table.target)
 
 

@@ -1,6 +1,7 @@
 """A challenger as good as the champion is rarely called better; a better one is; rows are new."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -261,9 +262,10 @@ def test_the_command_compares_two_releases(two):
 
 
 @pytest.mark.slow
-def test_a_shadow_test_is_compared_from_its_log_and_plain_papermill_will_do(two):
+def test_a_shadow_test_is_compared_from_its_log_and_plain_papermill_will_do(two, tmp_path):
     """Both answer 30 days in the shadow; the log is written as servers write it."""
-    folder, stale, fresh = two
+    folder = shutil.copytree(two[0], tmp_path / "shadow", symlinks=True)
+    stale, fresh = (folder / release.relative_to(two[0]) for release in two[1:])
     log, live = PredictionLog(folder / "predictions"), stream([24], rows=2000)
     live = live.assign(applied_on=live["applied_on"] + pd.Timedelta(days=1))
     at = live["applied_on"].astype("int64").to_numpy() / 1e6

@@ -185,9 +185,12 @@ USER = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def browser():
-    """A headless Chromium; without one the tests are skipped, but not where CI is true."""
+    """A headless Chromium, for one test: an event loop runs meanwhile, which others must not see.
+
+    Without one the test is skipped, but not where CI is true.
+    """
     path = program("chromium")
     from playwright.sync_api import expect, sync_playwright
 
