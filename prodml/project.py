@@ -15,8 +15,8 @@ from string import Template
 from .data import read
 from .explain.blanks import asking
 from .files import template_path, write_atomic
-from .frame import task_of
 from .settings import Data, Mistake, Settings
+from .task import task_of
 
 # %% ../nbs/960_project.ipynb #90bde1ad
 STARTING_LIMITS: Mapping[str, Mapping[str, str]] = {

@@ -15,9 +15,10 @@ import pandas as pd
 from ..columns import tidy, times
 from ..contract import Contract
 from ..data import check_columns, read, read_table, within
-from ..frame import as_typed, check_frame, label
+from ..frame import as_typed, check_frame
 from .labels import cut, join_labels, window_table
 from ..settings import Data, Mistake, Monitor, Settings
+from ..task import label
 
 # %% ../../nbs/gates/234_current.ipynb #d8d6889e
 def read_rows(
