@@ -98,6 +98,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'prodml/commands/schedule.py')},
             'prodml.commands.ship': { 'prodml.commands.ship._tell_not_learned': ( 'commands/ship.html#_tell_not_learned',
                                                                                   'prodml/commands/ship.py'),
+                                      'prodml.commands.ship._volume': ('commands/ship.html#_volume', 'prodml/commands/ship.py'),
                                       'prodml.commands.ship.build': ('commands/ship.html#build', 'prodml/commands/ship.py'),
                                       'prodml.commands.ship.serve': ('commands/ship.html#serve', 'prodml/commands/ship.py')},
             'prodml.commands.terminal': { 'prodml.commands.terminal._all': ('commands/terminal.html#_all', 'prodml/commands/terminal.py'),

@@ -186,7 +186,8 @@ def test_a_full_disk_drops_rows_says_so_once_and_ends(tmp_path, caplog):
     found = read_predictions(tmp_path)["id"].tolist()
     assert sorted(found) == sorted(ids(0, 10) + ids(300, 5))
     said = [r.getMessage() for r in caplog.records if "logged" in r.getMessage()]
-    assert said == ["rows are not logged: full", "rows are logged again"]
+    full = f"rows are not logged: the disk of {tmp_path} is full"
+    assert said == [full, "rows are logged again"]
 
 
 def test_a_disk_that_is_really_full(tmp_path):

@@ -37,6 +37,10 @@ def _tell_not_learned(settings: Settings, release: Path) -> None:
     if told := not_learned(settings, release):
         print(told, file=sys.stderr)
 
+
+def _volume(settings: Settings, tag: str) -> str:
+    return f" -v {tag.partition(':')[0]}:/data" if settings.serve.log else ""
+
 # %% ../../nbs/commands/978_ship.ipynb #6b211dc5
 @app.command()
 def build(
@@ -70,7 +74,7 @@ def build(
     if tool:
         lines += [f"Image    {made}, with {folder / 'sbom.cdx.json'} inside"]
         lines += [f"Lock     {lacks}"] if lacks else []
-    run = f"{tool} run --read-only --tmpfs /tmp -p 3000:3000 {made}"
+    run = f"{tool} run --read-only --tmpfs /tmp{_volume(settings, tag)} -p 3000:3000 {made}"
     lines += [f"Next: {run if tool else f'bentoml serve {tag}'}"]
     facts = {"service": folder, "bento": tag, "image": made, "function": code}
     answer(as_json, facts | {"digests": not lacks}, lines)
