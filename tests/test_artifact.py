@@ -19,11 +19,12 @@ from sklearn.preprocessing import OrdinalEncoder
 from test_model import SETS, own, real, toy  # noqa: F401
 
 import prodml.artifact
-from prodml.artifact import LIMIT, convert_onnx, edge_rows, load_model, run_onnx, save_model
+from prodml.artifact import load_model, save_model
 from prodml.contract import Column, Contract
 from prodml.model import Candidate, predict
 from prodml.settings import Mistake, Model
 from prodml.training import train_candidates
+from prodml.translation import LIMIT, convert_onnx, edge_rows, run_onnx
 
 
 def candidate(estimator, scale=1.0):
@@ -240,7 +241,7 @@ def test_an_onnx_file_of_another_model_is_not_compared_by_chance(trained):
 SCRIPT = """
 import sys; sys.path.insert(0, {tests!r})
 from test_model import toy
-from prodml.artifact import convert_onnx
+from prodml.translation import convert_onnx
 from prodml.files import digest_bytes
 from prodml.model import dump_estimator, load_estimator
 from prodml.settings import Model

@@ -26,7 +26,6 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 from xgboost import DMatrix, XGBClassifier, XGBRegressor
 
-from prodml.artifact import edge_rows
 from prodml.candidates import preparation
 from prodml.contract import Column, Contract, check_rows
 from prodml.explain import making
@@ -43,6 +42,7 @@ from prodml.release.attestation import Refused, trusted_keys, verify
 from prodml.release.store import seal
 from prodml.serve.scorer import load_scorer
 from prodml.settings import Mistake
+from prodml.translation import edge_rows
 
 
 @pytest.fixture(scope="module")

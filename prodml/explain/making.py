@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from sklearn.pipeline import Pipeline
 
-from ..artifact import edge_rows
 from ..contract import Contract
 from .encoding import NotExplicit, encoding_of
 from .paths import Paths
@@ -24,6 +23,7 @@ from .terms import LINEAR, terms_of
 from .trees import Trees, trees_of
 from ..files import write_atomic
 from ..model import predict
+from ..translation import edge_rows
 
 # %% ../../nbs/explain/312_making.ipynb #d144e652
 MOST_FACTORS = 10_000_000  # numbers that one row's contributions take

@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from ..artifact import open_onnx
 from ..frame import make_table
 from .behaviour import Behaved, behave
 from .correctness import correctness
@@ -41,6 +40,7 @@ from .stress import Predict
 from .two_sample import TwoSample, two_sample
 from ..profile import Profile
 from ..settings import Behaviour, Mistake, Monitor
+from ..translation import open_onnx
 from ..verdict import GateResult
 
 # %% ../../nbs/gates/244_examine.ipynb #721e0cb2

@@ -21,11 +21,11 @@ from explained import fitted
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from xgboost import DMatrix, XGBClassifier
 
-from prodml.artifact import convert_onnx, open_onnx
 from prodml.contract import Column, Contract
 from prodml.explain.making import columns_of, make_explanation
 from prodml.explain.shap import pack, unpack
 from prodml.frame import Table
+from prodml.translation import convert_onnx, open_onnx
 
 SIZES = {
     "xgboost, 200 trees, depth 6": XGBClassifier(n_estimators=200, max_depth=6, n_jobs=1),
