@@ -52,6 +52,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'prodml/commands/explore.py'),
                                          'prodml.commands.explore.serve': ('commands/explore.html#serve', 'prodml/commands/explore.py')},
             'prodml.commands.make': { 'prodml.commands.make._names': ('commands/make.html#_names', 'prodml/commands/make.py'),
+                                      'prodml.commands.make.left_out': ('commands/make.html#left_out', 'prodml/commands/make.py'),
                                       'prodml.commands.make.new': ('commands/make.html#new', 'prodml/commands/make.py'),
                                       'prodml.commands.make.run': ('commands/make.html#run', 'prodml/commands/make.py'),
                                       'prodml.commands.make.train': ('commands/make.html#train', 'prodml/commands/make.py')},

@@ -116,6 +116,7 @@ def test_odd_names_a_leak_and_an_id_go_through_to_an_honest_verdict(tmp_path):
     process = prodml("run", "-p", "p", "--json", cwd=tmp_path)
     answer = json.loads(process.stdout)
     assert process.returncode == 1 and any("paid back" in why for why in answer["reasons"]), answer
+    assert answer["left_out"] == ["Left out row number: an identifier: a running number"]
     for page in (tmp_path / "p/reports").rglob("*.html"):
         assert "<script>alert" not in page.read_text()
 
