@@ -139,6 +139,17 @@ def test_messages_never_repeat_a_value():
     assert "secret" not in told and "amount" in told
 
 
+def test_messages_say_what_would_be_right():
+    wrong = {"amount": 101, "flag": 2, "town": "Atlantis", 'odd "name" <script>': 3.5}
+    told = [p.message for p in check_rows(CONTRACT, [CONTRACT.example() | wrong]).problems]
+    right = ["a number from 0 to 100", "a whole number from 1 to 9", "true or false"]
+    actions = ["flagged", "rejected", "rejected", "flagged"]
+    pairs = zip([*right, "one of Oslo, Rome"], actions, strict=True)
+    assert [one.partition("; ")[2] for one in told] == [f"right is {r} ({a})" for r, a in pairs]
+    levels = tuple(f"z{number}" for number in range(40))
+    assert Column("area", "category", "feature", levels=levels).right == "one of 40 levels"
+
+
 def test_problems_told_are_bounded_and_counts_are_not():
     checked = check_rows(CONTRACT, [{}] * 500, most=10)
     assert len(checked.problems) == 10 and checked.counts["missing"] == 1500

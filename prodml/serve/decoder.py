@@ -39,7 +39,10 @@ class Unreadable(Mistake):
         self.status, self.code = status, code
 
 
-NOT_JSON = "the body is not JSON; send an object of column names and values, or a list of them"
+NOT_JSON = (
+    "the body is not JSON; send an object of column names and values, or a list of them, "
+    "and null, not NaN, for a missing value"
+)
 TOO_DEEP = "the body is nested too deeply; a row is an object of column names and values"
 TWICE = "an object in the body names a key twice; it is not clear which is meant"
 

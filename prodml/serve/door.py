@@ -76,7 +76,7 @@ def narrowed(checked: Checked, door: Contract, contract: Contract) -> Checked:
         for row, value in enumerate(values.tolist()):
             if value and value not in column.known:
                 action = action_for(column, "unseen_level")
-                ledger.note(row, column.name, "unseen_level", action)
+                ledger.note(row, column.name, "unseen_level", action, column.right)
                 values[row] = column.fill if action == "imputed" else ""
     problems = tuple(sorted([*checked.problems, *ledger.problems], key=lambda p: p.row))
     counts = dict(Counter(checked.counts) + Counter(ledger.counts))

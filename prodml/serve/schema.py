@@ -51,18 +51,12 @@ DONE: Mapping[str, str] = {
 
 def described(column: Column) -> str:
     """The column in one sentence or two: what it usually is, and what becomes of the unusual."""
-    low, high = column.minimum, column.maximum
-    told = "a text" if not column.numeric else {"boolean": "true or false"}.get(column.type, "")
-    if column.levels:
-        told = f"one of {len(column.levels)} levels"
-    elif not told:
-        told = "a whole number" if column.type == "integer" else "a number"
-        told += "" if low is None or high is None else f" from {low:.12g} to {high:.12g}"
+    told = column.right
     said = f"{told}{f' ({column.unit})' if column.unit else ''}"
     unusual = []
     if column.levels:
         unusual.append(f"another level is {DONE[column.on_unseen]}")
-    elif low is not None and column.type != "boolean":
+    elif column.minimum is not None and column.type != "boolean":
         unusual.append(f"what is beyond is {DONE[column.on_range]}")
     if not column.nullable:
         unusual.append(f"a missing one is {DONE[column.on_missing]}")

@@ -29,7 +29,8 @@ from ..settings import Mistake
 # %% ../../nbs/serve/526_scorer.ipynb #e9a17188
 def problem_facts(checked: Checked) -> list[dict[str, Any]]:
     """What was wrong with the rows, as JSON values: row, column, code, action and a sentence."""
-    return [{**vars(problem), "message": problem.message} for problem in checked.problems]
+    names = ("row", "column", "code", "action", "message")
+    return [{name: getattr(one, name) for name in names} for one in checked.problems]
 
 
 class RowsRefused(Mistake):
