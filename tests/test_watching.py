@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -18,10 +19,13 @@ from services import program, running
 from test_workers import workers
 
 from prodml.files import template_path
+from prodml.release.apart import made_at
 from prodml.serve.answers import labelled_predictions, read_predictions
 from prodml.serve.build import render_service
 from prodml.serve.families import COUNTERS, LEVELS
+from prodml.serve.function import service_app
 from prodml.serve.metrics import DRIFT
+from prodml.serve.wire import Request
 from prodml.settings import Serve
 
 
@@ -133,9 +137,19 @@ def expressions():
     return found + [(rule["alert"], rule["expr"]) for one in groups for rule in one["rules"]]
 
 
+def test_the_end_of_the_evidence_is_told_beforehand(small):
+    folder = render_service(small.settings, small.folder)
+    told = service_app(folder).routes["GET", "/metrics"](Request("GET", "/metrics", "", {}, b""))
+    (line,) = re.findall(r"^prodml_evidence_stale\S+ (\S+)$", told.body.decode(), re.M)
+    days = small.settings.release.max_age_days
+    assert float(line) == made_at(small.folder) + days * 86400 > time.time()
+    shutil.rmtree(folder)
+
+
 def test_the_dashboard_and_the_alarms_ask_for_what_is_there():
     counters = {f"prodml_{name}_total" for name in COUNTERS}
-    plain = {f"prodml_{name}" for name in (*LEVELS, *DRIFT, "workers", "release_info")}
+    single = "workers", "release_info", "evidence_stale_timestamp_seconds"
+    plain = {f"prodml_{name}" for name in (*LEVELS, *DRIFT, *single)}
     parts = ("bucket", "sum", "count")
     histograms = {f"prodml_{n}_{part}" for n in ("stage_seconds", "score") for part in parts}
     for place, expression in expressions():
@@ -168,7 +182,13 @@ def test_prometheus_answers_every_question_of_the_dashboard(small, service, tmp_
             assert told["status"] == "success", expression
             return told["data"]["result"]
 
-        quiet = {"RowsBreakTheContract", "LogLosesRows", "PredictionsFail", "PredictionsSlow"}
+        quiet = {
+            "RowsBreakTheContract",
+            "EvidenceGrowsStale",
+            "LogLosesRows",
+            "PredictionsFail",
+            "PredictionsSlow",
+        }
 
         def answered():
             ask(small, url, 20, age=90)

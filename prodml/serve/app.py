@@ -240,6 +240,7 @@ def create_app(
     if pointer and Path(pointer).exists():
         folder, asked = Path(pointer).parent, read_pointer(Path(pointer).read_text())
     app = App(load_pair(folder, asked, checks), serve, why)
+    app.own.lasts = max_age_days
     if pointer:
         app.follower = Follower(Path(pointer), partial(change, app, Path(pointer).parent, checks))
         app.own.wishes = app.follower.tally

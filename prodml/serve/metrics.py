@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'DRIFT', 'PUBLISHED', 'logger', 'Visit', 'Metrics', 'counted', 'recorded', 'memory', 'drift_families',
-           'reference_of', 'Observers', 'Publisher', 'own_numbers', 'make_tally', 'Exposition', 'metrics_route',
-           'watching_routes']
+           'reference_of', 'Observers', 'Publisher', 'own_numbers', 'make_tally', 'stale_family', 'Exposition',
+           'metrics_route', 'watching_routes']
 
 # %% ../../nbs/serve/540_metrics.ipynb #632bebf2
 import contextlib
@@ -27,6 +27,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..contract import Contract
+from ..release.apart import made_at
 from .batches import Batch
 from .families import counter_families, folded, histogram_families, level_families
 from .gauge import Gauge, Reference, read_reference, readings
@@ -149,14 +150,13 @@ def reference_of(scorer: Scorer) -> Reference | None:
     return read_reference(path.read_bytes()) if path and path.exists() else None
 
 # %% ../../nbs/serve/540_metrics.ipynb #4925a2e7
-PUBLISHED = 1.0  # seconds between two publications to the other workers
-
-
 class Observers:
     """What watches the answers of a service."""
 
     def __init__(self, serve: Serve) -> None:
         self.serve, self.releases = serve, dict[str, str]()  # in service, and their names
+        self.made = dict[str, float]()  # when the evidence of each was made
+        self.lasts = 90.0  # days until it is stale
         self.metrics, self.gauge = Metrics(), Gauge()
         self.in_hand: Sized = ()  # the requests in hand
         self.trial: Mapping[str, int] = {}  # rows of a challenger by what became of them
@@ -176,6 +176,7 @@ class Observers:
         """Nothing; `scorers` are in service, compared each with its profile. Raises `Mistake`."""
         found = [scorer for scorer in scorers if scorer]
         self.releases = {scorer.release: scorer.contract.name for scorer in found}
+        self.made = {one.release: made_at(one.folder) for one in found if one.folder}
         for scorer in found:
             if scorer.release not in self.gauge.ends:
                 known = reference_of(scorer) if self.serve.gauge else None
@@ -195,6 +196,9 @@ class Observers:
             self.tally.close()
 
 # %% ../../nbs/serve/540_metrics.ipynb #3ecb715b
+PUBLISHED = 1.0  # seconds between two publications to the other workers
+
+
 class Publisher:
     """The sink that publishes to the other workers when it is time."""
 
@@ -234,6 +238,15 @@ def make_tally(serve: Serve, name: str) -> Tally:
             logger.warning("each worker shows its own metrics: %s", error.strerror or error)
     return Tally()
 
+# %% ../../nbs/serve/540_metrics.ipynb #0cd1785d
+def stale_family(own: Observers) -> Metric:
+    """When the evidence of each release in service grows stale, in seconds since 1970."""
+    said = "When a server that starts will refuse the release."
+    family = GaugeMetricFamily("prodml_evidence_stale_timestamp_seconds", said, labels=["release"])
+    for release, made in own.made.items():
+        family.add_metric([release], made + own.lasts * 86400)
+    return family
+
 # %% ../../nbs/serve/540_metrics.ipynb #6551696b
 class Exposition(Collector):
     """The families of all metrics, for the client library of Prometheus."""
@@ -258,6 +271,7 @@ class Exposition(Collector):
         for release, name in self.own.releases.items():
             info.add_metric([release, name], 1)
         yield info
+        yield stale_family(self.own)
 
 # %% ../../nbs/serve/540_metrics.ipynb #fea5853b
 def metrics_route(own: Observers) -> Route:
