@@ -75,24 +75,11 @@ def pointed(asked):
     return read_pointer((asked.folder / CURRENT).read_text()).champion
 
 
-def answered(url, wanted):
-    """Whether the server at `url` answers by the release `wanted`, soon."""
-
-    def asked():
-        status, answer = post(f"{url}/predict", [{"income": 30.0}])
-        assert status == 200
-        return answer["release"] == wanted
-
-    return until(asked)
-
-
-def client(url, stop):
-    """(status, release) of each answer to one who asks again and again until told to `stop`."""
-    told = []
+def client(url, stop, answers):
+    """Nothing; asks until told to `stop`, and `answers` get (status, release) each time."""
     while not stop.wait(0.01):
         status, answer = post(f"{url}/predict", [{"income": 30.0}])
-        told.append((status, answer.get("release")))
-    return told
+        answers.append((status, answer.get("release")))
 
 
 def test_promotion_and_rollback_reach_a_running_server(asked, tmp_path):
@@ -102,13 +89,17 @@ def test_promotion_and_rollback_reach_a_running_server(asked, tmp_path):
     assert told.returncode == 0 and f"champion is {weak}, and was none" in told.stdout, told.stderr
     port = free_port()
     command = [BIN / "prodml", "serve", "-p", tmp_path, "--port", port]
-    stop, home = threading.Event(), {"BENTOML_HOME": str(tmp_path)}
+    stop, answers, home = threading.Event(), [], {"BENTOML_HOME": str(tmp_path)}
+
+    def heard(release):
+        return until(lambda: answers[-1:] == [(200, release)])
+
     with ThreadPoolExecutor(1) as pool, server(command, port, tmp_path / "log", home) as url:
-        busy = pool.submit(client, url, stop)
-        assert answered(url, weak)
+        busy = pool.submit(client, url, stop, answers)
+        assert heard(weak)
         words = ["--author", "Zoë", "--reason", "ranks better", "--expected", weak[:6], "--json"]
         told = prodml("promote", strong[:8], *words, "-p", tmp_path)
-        assert answered(url, strong)
+        assert heard(strong)
         said = json.loads(told.stdout)
         assert said["pointed"] == strong and said["entry"]["author"] == "Zoë"
         again = prodml("promote", strong, "--reason", "once more", "-p", tmp_path)
@@ -118,9 +109,9 @@ def test_promotion_and_rollback_reach_a_running_server(asked, tmp_path):
         late = prodml("promote", weak, "--reason", "late", "--expected", weak, "-p", tmp_path)
         assert late.returncode == 1 and late.stderr.startswith("Outrun: ") and "Zoë" in late.stderr
         back = prodml("rollback", "--reason", "slower", "-p", tmp_path)
-        assert back.returncode == 0 and answered(url, weak)
+        assert back.returncode == 0 and heard(weak)
         stop.set()
-        answers = busy.result(300)
+        busy.result(300)
     assert [one for one, _ in groupby(answers)] == [(200, weak), (200, strong), (200, weak)]
     lines = (tmp_path / "log").read_text().splitlines()
     said = [line.partition("now serving ")[2] for line in lines if "now serving " in line]
