@@ -55,6 +55,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'prodml.commands.make.left_out': ('commands/make.html#left_out', 'prodml/commands/make.py'),
                                       'prodml.commands.make.new': ('commands/make.html#new', 'prodml/commands/make.py'),
                                       'prodml.commands.make.run': ('commands/make.html#run', 'prodml/commands/make.py'),
+                                      'prodml.commands.make.shortened': ('commands/make.html#shortened', 'prodml/commands/make.py'),
                                       'prodml.commands.make.train': ('commands/make.html#train', 'prodml/commands/make.py')},
             'prodml.commands.monitor': { 'prodml.commands.monitor._facts': ('commands/monitor.html#_facts', 'prodml/commands/monitor.py'),
                                          'prodml.commands.monitor._tell': ('commands/monitor.html#_tell', 'prodml/commands/monitor.py'),

@@ -7,6 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from processes import prodml
+from typer.testing import CliRunner
+
+from prodml.cli import app
 
 
 def table(folder, **changes):
@@ -96,6 +99,20 @@ def test_the_next_line_can_be_pasted_whatever_the_folder_is_called(tmp_path):
     *_, line = prodml(*asked, cwd=tmp_path).stdout.splitlines()
     words = shlex.split(line.removeprefix("Next: "))
     assert words == ["cd", "Kredit für $5", "&&", "prodml", "run"]
+
+
+def test_what_comes_after_train_can_be_pasted_as_well(tmp_path, monkeypatch):
+    """The training itself is left out: a folder with a space in it is all that it leaves here."""
+    project, candidate = tmp_path / "für $5", tmp_path / "für $5" / "run 1"
+    asked = ("new", str(project), "--data", str(table(tmp_path)), "--target", "late")
+    assert prodml(*asked, cwd=tmp_path).returncode == 0
+    candidate.mkdir()
+    model = {"metric": "auc", "score": 0.9, "low": 0.8, "high": 1.0, "candidate": "logistic"}
+    (candidate / "model.json").write_text(json.dumps(model))
+    monkeypatch.setattr("prodml.pipeline.train", lambda settings, progress: candidate)
+    *_, line = CliRunner().invoke(app, ["train", "-p", str(project)]).stdout.splitlines()
+    words = shlex.split(line.removeprefix("Next: "))
+    assert words == ["prodml", "report", "--on", str(candidate), "-p", str(project)]
 
 
 def test_odd_names_a_leak_and_an_id_go_through_to_an_honest_verdict(tmp_path):

@@ -185,6 +185,24 @@ def test_redis_is_asked_once_for_many(redis):
     assert store.client.info("commandstats")["cmdstat_mget"]["calls"] == before + 1
 
 
+def test_what_is_no_string_in_redis_is_no_row_and_is_written_over(redis):
+    """A hash, as another program may leave it; what Redis refuses otherwise is still refused."""
+    store, row = open_store(redis), [{"id": "kind", "x": 1, "at": 1_700_000_000}]
+    store.client.hset("features:kind", "x", "2")
+    assert store.get_many(["kind"]) == [None]
+    write_features(redis, row, id="id", at="at")
+    write_features(redis, [row[0] | {"x": 3, "at": row[0]["at"] - 1}], id="id", at="at")
+    assert store.get_many(["kind"])[0].values["x"] == 1
+    store.client.acl_setuser(
+        "blind", enabled=True, passwords=["+word"], keys=["*"], commands=["+@all", "-get"]
+    )
+    try:
+        with pytest.raises(RedisError, match=r"permission|this command"):
+            write_features(redis.replace("//", "//blind:word@"), row, id="id", at="at")
+    finally:
+        store.client.acl_deluser("blind")
+
+
 def test_older_rows_never_replace_newer_ones(url):
     names = [f"age {i}" for i in range(150)]
     new = [{"id": name, "x": 2, "at": 1_700_000_000 + i} for i, name in enumerate(names)]

@@ -424,6 +424,7 @@ def test_what_build_made_mounts_with_all_that_its_settings_ask_for(small, folder
 def test_what_runs_beside_a_mounted_model_is_started(small, tmp_path, told):
     """Whether somebody says that the server starts or not; once, and ended when it is told so."""
     app = create_app(small.folder, **checks(small.settings), pointer=tmp_path / "current")
+    assert app.follower.every <= 1, "a change is followed within two seconds"
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(TestClient(app)) if told else TestClient(fastapi_parent(app))
         path = "/predict" if told else "/model/predict"

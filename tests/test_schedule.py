@@ -21,6 +21,7 @@ from prodml.deployment import Notify, Schedule
 from prodml.settings import Mistake, Settings
 from prodml.watch import schedule as runner
 from prodml.watch.forms import all_schedules, crontab, longest, systemd, workflows
+from prodml.watch.notify import Alarm, tell
 from prodml.watch.schedule import history, run_schedule
 
 STAND_IN = """
@@ -155,6 +156,23 @@ def test_a_death_is_told_once_by_the_next_run_before_it_does_anything(stand_in):
         assert run_schedule(settings, "nightly").status == "done"
         assert len(web) == 2 and web[1]["over"] == [alarm["key"]]
         assert [one.status for one in history(settings)] == ["done", "died", "died", "died"]
+
+
+@pytest.mark.parametrize("way", ["notify", "notify/told.json"])
+def test_a_death_that_cannot_be_told_stops_no_later_run(stand_in, way):
+    """A file where a folder must be, and a folder where a file must be: nothing can be kept."""
+    with hook() as web:
+        settings = stand_in((0, "{}", 0), notify=Notify(webhook=f"http://127.0.0.1:{web.port}/"))
+        killed(settings)
+        place = settings.folder / way
+        if way == "notify":
+            place.write_text("in the way")
+        else:
+            place.mkdir(parents=True)
+        with pytest.raises(OSError):
+            tell(settings, [Alarm("a", "error", "a", "a")], {"a"})
+        assert run_schedule(settings, "nightly").status == "done"
+        assert [one.status for one in history(settings)] == ["done", "died"]
 
 
 def test_a_run_that_is_told_to_end_leaves_nothing_behind_it(stand_in):

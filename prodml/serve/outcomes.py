@@ -75,7 +75,7 @@ def _wrong(contract: Contract, name: str, label: str, age: float) -> str:
     if not label:
         return f"a label is one of {classes}" if classes else "a label is a finite number"
     if not -86400 <= age <= time.time():
-        return "'at' is in seconds since 1970, and not to come; milliseconds would be"
+        return "'at' is a time in seconds (not milliseconds) since 1970, and not in the future"
     return ""
 
 # %% ../../nbs/serve/522_outcomes.ipynb #09e75f15

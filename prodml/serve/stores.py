@@ -139,7 +139,10 @@ class SqliteStore:
 class RedisStore:
     """Rows as JSON strings under `prefix` + id in a Redis database."""
 
-    NEWER = """local whole, old = pcall(cjson.decode, redis.call('GET', KEYS[1]) or '')
+    NEWER = """local text = redis.pcall('GET', KEYS[1])
+        local fault = type(text) == 'table' and text.err
+        if fault and not string.find(fault, 'WRONGTYPE') then return text end
+        local whole, old = pcall(cjson.decode, not fault and text or '')
         local at = whole and type(old) == 'table' and tonumber(old.at)
         if at and at > tonumber(ARGV[1]) then return 0 end
         redis.call('SET', KEYS[1], ARGV[2]) return 1"""

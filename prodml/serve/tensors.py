@@ -41,7 +41,7 @@ def service_name(name: str) -> str:
     """`name` as BentoML wants it: small letters, digits and `-`, at most 60."""
     apart = unicodedata.normalize("NFKD", name)  # an accent beside its letter
     bare = "".join(sign for sign in apart if not unicodedata.combining(sign))
-    return re.sub(r"[^a-z0-9]+", "-", bare.lower())[:60].strip("-") or "model"
+    return re.sub(r"[^a-z0-9]+", "-", bare.casefold())[:60].strip("-") or "model"
 
 
 def model_name(contract: Contract) -> str:

@@ -197,7 +197,7 @@ def _tell(settings: Settings, ran: Ran) -> None:
         after = f" after {ran.tries} {many}" if ran.tries else f", begun at {ran.began}"
         text = f"{source} {ran.status}{after}: {why}"
         standing = [Alarm(f"{source}: {ran.status}", "error", text, source)]
-    with contextlib.suppress(Mistake):  # of the channels; the run itself was made
+    with contextlib.suppress(Mistake, OSError):  # the history has it; a run is not stopped by it
         tell(settings, standing, {source})
 
 
