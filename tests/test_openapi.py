@@ -14,7 +14,7 @@ import pytest
 import schemathesis
 import schemathesis.checks as checks
 from conftest import ROOT
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -300,6 +300,7 @@ def test_schemathesis_finds_no_answer_that_was_not_described(url):
             max_examples=15,
             database=None,
             phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),  # the strategies are none of ours
         )
         @given(case=operation.as_strategy())
         def ask(case):
