@@ -455,6 +455,9 @@ def test_rows_that_break_the_contract_are_refused_in_each_form(app, small):
         assert status == 400 and answer["code"] == "rows_refused"
         assert "row 1: 'age' has the wrong type" in (answer.get("message") or answer["error"])
         assert answer["problems"][0]["row"] == 1 and SECRET not in json.dumps(answer)
+    flagged = [small.rows[1] | {"age": 900}] * 4  # what refuses the rows is told first
+    said = asked(app, f"{V1}:predict", {"instances": [*flagged, row]})[1]["error"]
+    assert said.partition(": row ")[2].startswith("4: 'age' has the wrong type") and "row 0" in said
     told = asked(app, f"{V1}:predict", {"instances": [SECRET]})[1]
     assert told["counts"]["not_an_object"] == 1 and SECRET not in json.dumps(told)
 

@@ -207,7 +207,8 @@ def error_in_form(path: str, reply: Reply) -> Reply:
         return reply
     facts = msgspec.json.decode(reply.body)
     code, text = facts["error"]["code"], facts["error"]["message"]
-    first = "; ".join(problem["message"] for problem in facts.get("problems", [])[:3])
+    problems = sorted(facts.get("problems", []), key=lambda one: one["action"] != "rejected")
+    first = "; ".join(problem["message"] for problem in problems[:3])
     text = f"{code}: {text}" + (f": {first}" if first else "")
     status = 400 if reply.status == 422 else reply.status
     form = {"error": text}
