@@ -20,7 +20,15 @@ from prodml.release.attestation import Refused
 from prodml.release.registry import Outrun, open_registry
 from prodml.release.store import find_release, seal
 from prodml.serve import champion
-from prodml.serve.champion import FOLLOWED, follow_champion, heal, point_by_hand, promote, rollback
+from prodml.serve.champion import (
+    FOLLOWED,
+    follow_champion,
+    heal,
+    noticed,
+    point_by_hand,
+    promote,
+    rollback,
+)
 from prodml.serve.pointer import CURRENT, read_pointer
 from prodml.settings import Mistake
 from prodml.verdict import GateResult, judge
@@ -69,6 +77,39 @@ def test_who_promotes_is_told_what_clients_will_notice(asked):
     assert told.returncode == 0 and sentence == "refused when missing, and was not before: income"
     told = prodml("rollback", "--reason", "they do not send it", "-p", asked.root)
     assert told.returncode == 0 and "Clients will notice" not in told.stdout
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff"], ids=["cut", "bytes"])
+def test_a_rollback_from_a_damaged_champion_reaches_the_servers(asked, text):
+    good, bad = toy(asked, 0.1), toy(asked, 0.2)
+    promote(asked, good, **ME)
+    promote(asked, bad, **ME)
+    file = find_release(asked, bad) / "contract.json"
+    file.chmod(0o644)
+    file.write_bytes(text)
+    change = rollback(asked, **ME)
+    assert change.entry.after == pointed(asked) == good and not change.noticed
+
+
+def test_what_clients_notice_is_told_for_each_stricter_column_and_another_answer():
+    def of(task="binary", classes=("no", "yes"), **column):
+        names = {"levels": ("a", "b")} if column.get("type") == "category" else {"maximum": 9}
+        known = {"name": "x", "type": "number", "role": "feature", **names, **column}
+        return Contract("toy", task, "late", classes, (Column(**known),))
+
+    town = {"type": "category"}
+    changed = "refused for a value that was answered before: x"
+    for before, after, told in (
+        (of(), of(on_range="reject"), (changed,)),
+        (of(on_range="reject"), of(on_range="reject"), ()),
+        (of(on_range="reject"), of(on_range="reject", maximum=8), (changed,)),
+        (of(), of(type="boolean"), (changed,)),
+        (of(**town), of(**town, on_unseen="reject"), (changed,)),
+        (of(**town, on_unseen="reject"), of(**town), ()),
+        (of(**town), of(), ("a number, and was a text: x",)),
+        (of(), of("regression", ()), ("the answer is a number",)),
+    ):
+        assert noticed(before, after) == told
 
 
 def pointed(asked):

@@ -357,6 +357,7 @@ def test_asked_to_stop_it_finishes_what_is_in_hand(small, built, tmp_path):
             half.sendall(body[20:])
             answer = half.recv(65536)
         assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
+        assert b"\r\nconnection: close\r\n" in answer.lower(), "what was in hand says so too"
         assert process.wait(120) == 0
     finally:
         for pid in [*children(process.pid), process.pid] if process.poll() is None else []:

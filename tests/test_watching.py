@@ -1,5 +1,6 @@
 """A service that is watched, as it runs: two workers, a log, real Prometheus, kills and a stop."""
 
+import datetime as dt
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import time
 import urllib.parse
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,14 +21,16 @@ from services import program, running
 from test_workers import workers
 
 from prodml.files import template_path
-from prodml.release.apart import made_at
+from prodml.release.apart import stale_at
+from prodml.release.attestation import FILE, Refused, attest, public_pem, signing_key, verify
 from prodml.serve.answers import labelled_predictions, read_predictions
 from prodml.serve.build import render_service
 from prodml.serve.families import COUNTERS, LEVELS
 from prodml.serve.function import service_app
 from prodml.serve.metrics import DRIFT
 from prodml.serve.wire import Request
-from prodml.settings import Serve
+from prodml.settings import Limits, Serve, Settings, Waiver
+from prodml.verdict import GateResult, judge
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +146,28 @@ def test_the_end_of_the_evidence_is_told_beforehand(small):
     told = service_app(folder).routes["GET", "/metrics"](Request("GET", "/metrics", "", {}, b""))
     (line,) = re.findall(r"^prodml_evidence_stale\S+ (\S+)$", told.body.decode(), re.M)
     days = small.settings.release.max_age_days
-    assert float(line) == made_at(small.folder) + days * 86400 > time.time()
+    assert -3600 < float(line) - time.time() - days * 86400 < 60
     shutil.rmtree(folder)
+
+
+def test_evidence_that_needs_a_waiver_ends_with_it(tmp_path):
+    """Told is the second from which `verify` refuses."""
+    failed = GateResult("fairness", (judge("rate", 0.5, 0.4, 0.6, 0.1, "max", 900),))
+    passed = GateResult("drift", (judge("rate", 0, 0, 0.1, 0.3, "max", 900),))
+    today = dt.datetime.now(dt.UTC).date()
+    waivers = [Waiver("drift", "not needed", "Ada", today)]
+    waivers += [Waiver("fairness", "small", "Ada", today + dt.timedelta(n)) for n in (3, 5)]
+    limits = replace(Limits(), required=("fairness", "drift"))
+    settings = Settings(root=tmp_path, limits=limits, waivers=tuple(waivers))
+    (tmp_path / "data.json").write_text('{"digest": "00"}')
+    key = signing_key(settings)
+    (tmp_path / FILE).write_text(attest(tmp_path, [failed, passed], settings, key))
+    end = dt.datetime.fromtimestamp(stale_at(tmp_path, 90), dt.UTC)
+    assert end.date() == today + dt.timedelta(6)
+    verify(tmp_path, [public_pem(key)], now=end - dt.timedelta(seconds=1))
+    with pytest.raises(Refused, match="fairness"):
+        verify(tmp_path, [public_pem(key)], now=end)
+    assert stale_at(tmp_path, 1) < end.timestamp()
 
 
 def test_the_dashboard_and_the_alarms_ask_for_what_is_there():

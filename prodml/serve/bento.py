@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Message', 'LARGEST_HEAD', 'SECONDS', 'LEFT', 'untimed', 'aloud', 'plain_refusal', 'busy', 'headless', 'end', 'Heads',
-           'without_upgrade', 'part', 'bounded']
+           'without_upgrade', 'last_answers', 'part', 'bounded']
 
 # %% ../../nbs/serve/560_bento.ipynb #5154d4ad
 import logging
 import re
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
@@ -138,14 +139,24 @@ def without_upgrade(data: bytes) -> bytes:
 
 # %% ../../nbs/serve/560_bento.ipynb #6d20b18e
 _SERVERS: list[tuple[Any, Any]] = []  # the state and the settings of each server with bounds
+_STOPPING = threading.Event()  # whether they were asked to stop
 _LAST = (b"connection", b"close")
+
+
+def last_answers(state: Any, settings: Any) -> None:
+    """Nothing; each answer of the server that is not begun yet will end its connection."""
+    settings.encoded_headers = [*settings.encoded_headers, _LAST]
+    state.default_headers = [*state.default_headers, _LAST]
+    for connection in state.connections:
+        if cycle := getattr(connection, "cycle", None):  # a request in hand
+            cycle.keep_alive = False
 
 
 def part() -> None:
     """Nothing; from now on each answer ends its connection, and who asked comes back elsewhere."""
+    _STOPPING.set()
     for state, settings in _SERVERS:
-        settings.encoded_headers = [*settings.encoded_headers, _LAST]
-        state.default_headers = [*state.default_headers, _LAST]
+        last_answers(state, settings)
 
 # %% ../../nbs/serve/560_bento.ipynb #241fbf3d
 def bounded(kind: Any = None, most: int = LARGEST_HEAD, seconds: float = SECONDS) -> bool:
@@ -165,6 +176,8 @@ def bounded(kind: Any = None, most: int = LARGEST_HEAD, seconds: float = SECONDS
         shared = vars(self.server_state)  # one for all connections of a server
         if "heads" not in shared:
             _SERVERS.append((self.server_state, self.config))
+            if _STOPPING.is_set():
+                last_answers(self.server_state, self.config)
         self.heads = shared.get("heads") or shared.setdefault("heads", Heads(most, seconds))
         self.heads.wait(self)
         self.watched = self.offers = True

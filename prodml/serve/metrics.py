@@ -27,7 +27,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..contract import Contract
-from ..release.apart import made_at
+from ..release.apart import stale_at
 from .batches import Batch
 from .families import counter_families, folded, histogram_families, level_families
 from .gauge import Gauge, Reference, read_reference, readings
@@ -155,8 +155,8 @@ class Observers:
 
     def __init__(self, serve: Serve) -> None:
         self.serve, self.releases = serve, dict[str, str]()  # in service, and their names
-        self.made = dict[str, float]()  # when the evidence of each was made
-        self.lasts = 90.0  # days until it is stale
+        self.folders = dict[str, Path]()  # of each of them
+        self.lasts: float | None = None  # days until evidence is stale; None: nobody looks at it
         self.metrics, self.gauge = Metrics(), Gauge()
         self.in_hand: Sized = ()  # the requests in hand
         self.trial: Mapping[str, int] = {}  # rows of a challenger by what became of them
@@ -176,7 +176,7 @@ class Observers:
         """Nothing; `scorers` are in service, compared each with its profile. Raises `Mistake`."""
         found = [scorer for scorer in scorers if scorer]
         self.releases = {scorer.release: scorer.contract.name for scorer in found}
-        self.made = {one.release: made_at(one.folder) for one in found if one.folder}
+        self.folders = {one.release: one.folder for one in found if one.folder}
         for scorer in found:
             if scorer.release not in self.gauge.ends:
                 known = reference_of(scorer) if self.serve.gauge else None
@@ -243,8 +243,9 @@ def stale_family(own: Observers) -> Metric:
     """When the evidence of each release in service grows stale, in seconds since 1970."""
     said = "When a server that starts will refuse the release."
     family = GaugeMetricFamily("prodml_evidence_stale_timestamp_seconds", said, labels=["release"])
-    for release, made in own.made.items():
-        family.add_metric([release], made + own.lasts * 86400)
+    if own.lasts is not None:
+        for release, folder in own.folders.items():
+            family.add_metric([release], stale_at(folder, own.lasts))
     return family
 
 # %% ../../nbs/serve/540_metrics.ipynb #6551696b
