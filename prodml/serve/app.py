@@ -99,7 +99,7 @@ def tell_observers(app: App, answered: Answered) -> None:
     for timer in app.timers:
         timer("log", perf_counter() - began, 1)
 
-
+# %% ../../nbs/serve/550_app.ipynb #876189d1
 def pair_routes(app: App, pair: Pair) -> dict[tuple[str, str], Route]:
     """The routes of all that depends on who answers."""
     door = partial(pair_answer, app.trial, pair)
@@ -123,7 +123,7 @@ def pair_routes(app: App, pair: Pair) -> dict[tuple[str, str], Route]:
     secured, limits = app.guard.tokens.wanted, reasons.limits
     return found | openapi_routes(pair.front, app.serve, found, secured, limits)
 
-
+# %% ../../nbs/serve/550_app.ipynb #cf47871f
 def is_ready(app: App) -> bool:
     """Whether new requests should come here."""
     return not app.guard.stopping
@@ -246,7 +246,7 @@ def create_app(
         app.own.wishes = app.follower.tally
     return app
 
-
+# %% ../../nbs/serve/550_app.ipynb #89fe88c8
 def change(app: App, folder: Path, checks: Checks, pointer: Pointer) -> bool:
     """Whether `app` now serves another pair, because a pointer in `folder` names one. Raises."""
     pair = load_pair(folder, pointer, checks, kept=app.pair)

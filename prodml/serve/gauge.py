@@ -38,7 +38,7 @@ class Places(dict[str, int]):
     def __missing__(self, level: str) -> int:
         return len(self) - 1
 
-
+# %% ../../nbs/serve/538_gauge.ipynb #448a38dd
 @dataclass(frozen=True)
 class Ruler:
     """The bins in which a column was counted."""

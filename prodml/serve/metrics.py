@@ -50,7 +50,7 @@ class Visit(msgspec.Struct, frozen=True, gc=False):
     seconds: float
     counts: Mapping[str, int]  # of problems by code, when the rows were refused
 
-
+# %% ../../nbs/serve/540_metrics.ipynb #474fad8a
 class Metrics:
     """The sink, and the counters that the service calls on the request path."""
 
@@ -214,7 +214,7 @@ class Publisher:
             self.due = time.monotonic() + PUBLISHED
             self.own.publish()
 
-
+# %% ../../nbs/serve/540_metrics.ipynb #2530d795
 def own_numbers(own: Observers) -> tuple[Totals, Levels]:
     """The totals and levels of this worker."""
     totals = counted(own.metrics) | recorded(own.recorder, own.log) | dict(own.gauge.counts)

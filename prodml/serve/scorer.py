@@ -121,7 +121,7 @@ class Answered:
         """The threshold that the labels follow."""
         return self.scorer.card.get("threshold") if self.thresholds is None else self.thresholds
 
-
+# %% ../../nbs/serve/526_scorer.ipynb #a5c78b6a
 def row_names(ids: Sequence[str], rows: int) -> tuple[str, ...]:
     """An id for each of `rows`: its own of `ids` where there is one, else one that is drawn."""
     given = ids if len(ids) == rows else [""] * rows
@@ -138,7 +138,7 @@ def score(scorer: Scorer, checked: Checked, ids: Sequence[str] = ()) -> Answered
     prediction = scorer.predict(checked.columns)
     return Answered(scorer, checked, prediction, row_names(ids, len(prediction)), time.time())
 
-
+# %% ../../nbs/serve/526_scorer.ipynb #ea9c375a
 def answer_facts(answered: Answered) -> dict[str, Any]:
     """The answer as JSON values: the release, a prediction with its id for each row, problems."""
     scorer, checked = answered.scorer, answered.checked
